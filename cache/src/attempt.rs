@@ -1,0 +1,200 @@
+//! One try at a key: a private directory, from which outputs move into the store. Knows nothing of
+//! who works in it.
+//!
+//! A handle holds a shared lock on `<attempt>/lock`, so that a directory in use is never cleaned.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::cache::Cache;
+use crate::crash_point;
+use crate::digest::{Digest, Key};
+use crate::entry::{Output, check_name};
+use crate::error::{At, Error, Result};
+use crate::layout::{Layout, private_dir, unique};
+use crate::stat::Stamp;
+use crate::{checkpoint, sealed, store};
+
+const KIND: &str = "pipe-attempt";
+const VERSION: u32 = 1;
+const CHECKPOINTS: &str = "checkpoints";
+
+/// What a successful attempt leaves behind in `attempt.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    pub outputs: Vec<Output>,
+    #[serde(default)]
+    pub log: Option<(Digest, u64)>,
+    pub provenance: serde_json::Value,
+}
+
+/// A handle on `attempts/<key>/<attempt>/`; several processes may hold one.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Where the attempt may write. Checkpoints are in `checkpoints/` below it.
+    pub dir: PathBuf,
+    layout: Layout,
+    _lock: File,
+}
+
+impl Attempt {
+    pub(crate) fn create(layout: &Layout, key: &Key) -> Result<Attempt> {
+        let parent = layout.attempts(key);
+        loop {
+            private_dir(&parent)?;
+            let dir = parent.join(unique());
+            match DirBuilder::new().mode(0o700).create(&dir) {
+                Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
+                    continue;
+                }
+                result => result.at("create", &dir)?,
+            }
+            // A cleaner may come between the directory and its lock: then another one is made.
+            let _ = crate::tree::set_mode(&dir, 0o700);
+            if let Some(lock) = lock_shared(&dir)? {
+                return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
+            }
+        }
+    }
+
+    /// Another handle on an attempt, for the process that does the work.
+    ///
+    /// # Errors
+    /// When the directory is gone or is not an attempt of a cache.
+    pub fn reopen(dir: impl AsRef<Path>) -> Result<Attempt> {
+        let dir = fs::canonicalize(dir.as_ref()).at("find", dir.as_ref())?;
+        let outside = |within: &Path| Error::Outside { path: dir.clone(), within: within.into() };
+        let root = dir.ancestors().nth(3).ok_or_else(|| outside(Path::new("attempts")))?;
+        if dir.strip_prefix(root).is_ok_and(|rest| !rest.starts_with("attempts")) {
+            return Err(outside(&root.join("attempts")));
+        }
+        let layout = Layout::open(root)?;
+        let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
+        let lock = lock_shared(&dir)?.map_or_else(gone, Ok)?;
+        Ok(Attempt { dir, layout, _lock: lock })
+    }
+
+    /// Where [`checkpoint::save`] seals this attempt's checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join(CHECKPOINTS)
+    }
+
+    /// Takes a file or directory of this attempt into the store: hashed, made read-only, moved.
+    /// It is durable only after its entry is published.
+    ///
+    /// # Errors
+    /// Links and devices, a path outside the attempt, a name that is no file name.
+    pub fn absorb(
+        &self,
+        port: &str,
+        index: Option<u32>,
+        name: &str,
+        path: impl AsRef<Path>,
+    ) -> Result<Output> {
+        check_name(port)?;
+        check_name(name)?;
+        let stored = store::put(&self.layout, path.as_ref(), &self.dir)?;
+        Ok(Output {
+            port: port.to_string(),
+            index,
+            name: name.to_string(),
+            kind: stored.kind,
+            digest: stored.digest,
+            bytes: stored.bytes,
+        })
+    }
+
+    /// As [`Attempt::absorb`], for the log.
+    pub fn absorb_log(&self, path: impl AsRef<Path>) -> Result<(Digest, u64)> {
+        let stored = store::put(&self.layout, path.as_ref(), &self.dir)?;
+        Ok((stored.digest, stored.bytes))
+    }
+
+    /// Writes `attempt.json`: from now on the attempt can be published, by whoever holds the claim.
+    pub fn finish(&self, finished: &Finished) -> Result<()> {
+        let body = serde_json::to_string(finished).expect("texts and numbers only");
+        let path = self.dir.join("attempt.json");
+        let tmp = self.dir.join("attempt.json.tmp");
+        fs::write(&tmp, sealed::seal(KIND, VERSION, &(body + "\n"))).at("write", &tmp)?;
+        crash_point!("attempt.before-json");
+        fs::rename(&tmp, &path).at("create", &path)
+    }
+}
+
+impl Cache {
+    /// A new private directory for one try at `key`.
+    pub fn attempt(&self, key: &Key) -> Result<Attempt> {
+        Attempt::create(self.layout(), key)
+    }
+
+    /// The newest sealed checkpoint of any attempt at `key`: its position and its directory.
+    pub fn checkpoint_latest(&self, key: &Key) -> Option<(u64, PathBuf)> {
+        checkpoint::latest(attempts(self.layout(), key).map(|dir| dir.join(CHECKPOINTS)))
+    }
+
+    /// Removes every checkpoint of `key`.
+    pub fn checkpoints_drop(&self, key: &Key) -> Result<()> {
+        attempts(self.layout(), key)
+            .map(|dir| dir.join(CHECKPOINTS))
+            .filter(|dir| dir.exists())
+            .try_for_each(|dir| self.layout().discard(&dir))
+    }
+
+    /// What the newest finished, never published attempt at `key` made, when every byte of it is
+    /// there: a leader killed just before publication loses nothing. All bytes are read.
+    pub fn finished(&self, key: &Key) -> Option<Finished> {
+        let mut dirs: Vec<PathBuf> = attempts(self.layout(), key).collect();
+        dirs.sort();
+        dirs.into_iter().rev().find_map(|dir| {
+            let text = fs::read_to_string(dir.join("attempt.json")).ok()?;
+            let body = sealed::open(KIND, VERSION, &text).ok()?;
+            let finished: Finished = serde_json::from_str(body).ok()?;
+            let whole = |o: &Output| o.check().and_then(|()| self.verify(o)).is_ok();
+            finished.outputs.iter().all(whole).then_some(finished)
+        })
+    }
+
+    /// Removes the attempts at `key` that nobody holds, with their checkpoints. For the holder of
+    /// the claim, after publication.
+    pub fn attempts_clean(&self, key: &Key) -> Result<()> {
+        for dir in attempts(self.layout(), key) {
+            let path = dir.join("lock");
+            let lock = File::open(&path);
+            let free = match &lock {
+                Ok(lock) => flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+                Err(e) => e.kind() == ErrorKind::NotFound,
+            };
+            if free {
+                self.layout().discard(&dir)?;
+            }
+        }
+        let _ = fs::remove_dir(self.layout().attempts(key));
+        Ok(())
+    }
+}
+
+fn attempts(layout: &Layout, key: &Key) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(layout.attempts(key)).into_iter().flatten().flatten().map(|item| item.path())
+}
+
+/// A shared lock on `<dir>/lock`, or `None` when a cleaner was faster.
+fn lock_shared(dir: &Path) -> Result<Option<File>> {
+    let path = dir.join("lock");
+    let mut options = OpenOptions::new();
+    let lock = match options.read(true).append(true).create(true).open(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        result => result.at("create", &path)?,
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        result => result.at("lock", &path)?,
+    }
+    let ours = Stamp::of(&lock.metadata().at("inspect", &path)?);
+    let there = fs::symlink_metadata(&path).map(|m| Stamp::of(&m));
+    Ok(there.is_ok_and(|s| (s.dev, s.ino) == (ours.dev, ours.ino)).then_some(lock))
+}

@@ -1,0 +1,453 @@
+//! The cache as others see it: entries by key, objects by digest, digests of user files. Knows no
+//! attempts and no claims (`attempt.rs`, `claim.rs`), publishes nothing (`commit.rs`).
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, Metadata};
+use std::io::{ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::Connection;
+
+use crate::digest::{Digest, Key};
+use crate::entry::{Entry, Output};
+use crate::error::{At, Error, Result};
+use crate::index::{self, Index, Row};
+use crate::layout::Layout;
+use crate::stat::Stamp;
+use crate::store;
+use crate::tree::{self, Kind};
+
+/// Last uses are told apart by days.
+const DAY: i64 = 86_400;
+/// So many file digests are written to the index at once.
+const BATCH: usize = 512;
+
+/// A store of bytes and the results that name them, on one directory. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    index: OnceLock<Option<Index>>,
+    /// Published by this process, not yet durable; true when it is to replace what is there.
+    pending: Mutex<HashMap<Key, (Entry, bool)>>,
+    /// Damage found, to be told.
+    reports: Mutex<Vec<String>>,
+    /// For the index, with the next batch.
+    files: Mutex<Vec<(Vec<u8>, Stamp, Digest)>>,
+    rows: Mutex<Vec<Row>>,
+    used: Mutex<HashSet<Key>>,
+}
+
+/// What is under an entry's name.
+pub(crate) enum Found {
+    Absent,
+    /// And what is wrong with it.
+    Damaged(String),
+    Whole(Box<Entry>, Stamp, String),
+}
+
+impl Cache {
+    /// Opens the cache at `root`, making it when there is none.
+    ///
+    /// # Errors
+    /// When `root` holds something else, or a cache of a layout this build does not know.
+    pub fn open(root: impl AsRef<Path>) -> Result<Cache> {
+        let layout = Layout::create(root.as_ref())?;
+        layout.sweep();
+        let inner = Inner {
+            layout,
+            index: OnceLock::new(),
+            pending: Mutex::default(),
+            reports: Mutex::default(),
+            files: Mutex::default(),
+            rows: Mutex::default(),
+            used: Mutex::default(),
+        };
+        Ok(Cache { inner: Arc::new(inner) })
+    }
+
+    pub fn root(&self) -> &Path {
+        self.inner.layout.root()
+    }
+
+    /// Where runs keep their records.
+    pub fn runs_dir(&self) -> PathBuf {
+        self.inner.layout.dir("runs")
+    }
+
+    /// The directory of the index, which may be deleted whenever no process is running.
+    pub fn index_dir(&self) -> PathBuf {
+        self.inner.layout.dir("index")
+    }
+
+    /// The result of `key`, if there is one. Takes no lock and needs no bytes of it.
+    pub fn lookup(&self, key: &Key) -> Result<Option<Entry>> {
+        let pending = locked(&self.inner.pending).get(key).cloned();
+        if let Some((entry, true)) = pending {
+            return Ok(Some(entry));
+        }
+        let pending = pending.map(|(entry, _)| entry);
+        let found = self.peek(key)?.map(|(entry, ..)| entry);
+        // A result of this run stands in for one whose bytes are lost, as it will on disk.
+        let lost = |e: &Entry| pending.is_some() && !e.outputs.iter().all(|o| self.present(o));
+        let entry = found.filter(|entry| !lost(entry)).or(pending);
+        if entry.is_some() {
+            locked(&self.inner.used).insert(*key);
+        }
+        Ok(entry)
+    }
+
+    /// The entry file of `key`, if there is a whole one; a damaged one is reported.
+    fn peek(&self, key: &Key) -> Result<Option<(Entry, Stamp, String)>> {
+        Ok(match self.read_entry(key)? {
+            Found::Absent => None,
+            Found::Whole(entry, stamp, text) => Some((*entry, stamp, text)),
+            Found::Damaged(what) => {
+                let path = self.inner.layout.entry(key);
+                self.report(format!(
+                    "the entry `{}` is damaged and not used: {what}",
+                    path.display()
+                ));
+                None
+            }
+        })
+    }
+
+    /// For many lookups at once: what is in the index is not read from the entry files.
+    pub fn reader(&self) -> Reader {
+        let view = self.inner.index().and_then(Index::snapshot);
+        Reader { cache: self.clone(), view, missed: RefCell::default() }
+    }
+
+    /// Every whole entry, in the order of keys.
+    pub fn entries(&self) -> Result<impl Iterator<Item = Entry> + use<>> {
+        let cache = self.clone();
+        let keys = self.keys()?;
+        Ok(keys.into_iter().filter_map(move |key| Some(cache.peek(&key).ok()??.0)))
+    }
+
+    /// Entries whose provenance says `stage`: those of `step` first, then the newest first.
+    pub fn recent(&self, stage: &str, step: &str, limit: usize) -> Vec<Entry> {
+        self.rebuild();
+        let keys = self.inner.index().and_then(|index| index.recent(stage, step, limit));
+        if let Some(keys) = keys {
+            return keys.iter().filter_map(|key| Some(self.peek(key).ok()??.0)).collect();
+        }
+        let mut rows: Vec<Row> = self
+            .keys()
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|key| self.row(key))
+            .filter(|row| row.stage == stage)
+            .collect();
+        rows.sort_by_key(|row| (row.step != step, std::cmp::Reverse(row.created)));
+        rows.truncate(limit);
+        rows.iter().filter_map(|row| Entry::parse(&row.text, &row.key).ok()).collect()
+    }
+
+    /// Makes the index agree with the entry files; only what differs is read.
+    pub fn rebuild(&self) {
+        self.flush_index();
+        let Some(index) = self.inner.index() else { return };
+        let (Some(known), Ok(keys)) = (index.keys(), self.keys()) else { return };
+        let known: HashSet<Key> = known.into_iter().collect();
+        let there: HashSet<Key> = keys.iter().copied().collect();
+        let gone: Vec<Key> = known.difference(&there).copied().collect();
+        if !gone.is_empty() {
+            index.delete(&gone);
+        }
+        let new: Vec<Key> = keys.into_iter().filter(|key| !known.contains(key)).collect();
+        for part in new.chunks(BATCH) {
+            let rows: Vec<Row> = part.iter().filter_map(|key| self.row(key)).collect();
+            index.put(&rows);
+        }
+    }
+
+    /// Where the bytes of `digest` are, or would be.
+    pub fn object(&self, digest: &Digest) -> PathBuf {
+        self.inner.layout.object(digest)
+    }
+
+    /// Whether bytes of the right kind and size are there (they are not read).
+    pub fn present(&self, output: &Output) -> bool {
+        tree::measure(&self.object(&output.digest)) == Some((output.kind, output.bytes))
+    }
+
+    /// Reads all bytes of `output`.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Damaged`].
+    pub fn verify(&self, output: &Output) -> Result<()> {
+        store::check(&self.object(&output.digest), &output.digest, output.kind)
+    }
+
+    /// Removes bytes found damaged, so that they are made again.
+    pub fn discard(&self, digest: &Digest) -> Result<()> {
+        self.inner.layout.discard(&self.object(digest))
+    }
+
+    /// The recorded results of `key` that differ from its entry.
+    pub fn divergences(&self, key: &Key) -> Vec<Entry> {
+        let dir = self.inner.layout.divergences(key);
+        let items = fs::read_dir(dir).into_iter().flatten().flatten();
+        items
+            .filter_map(|item| Entry::parse(&fs::read_to_string(item.path()).ok()?, key).ok())
+            .collect()
+    }
+
+    /// Digest, kind and bytes of a user's file or directory. A file is read only when `stat` says
+    /// something new of it, or when it is so young that an edit could go unseen.
+    ///
+    /// # Errors
+    /// As [`crate::hash_path`].
+    pub fn digest_of(&self, path: impl AsRef<Path>) -> Result<(Digest, Kind, u64)> {
+        let path = path.as_ref();
+        let real = fs::canonicalize(path).at("find", path)?;
+        tree::hash_with(&real, &mut |path, meta| self.file_digest(path, meta))
+    }
+
+    fn file_digest(&self, path: &Path, meta: &Metadata) -> Result<Digest> {
+        let name = path.as_os_str().as_bytes();
+        let stamp = Stamp::of(meta);
+        // Taken before the bytes are read: an edit after it changes the stamp.
+        let settled = stamp.settled(SystemTime::now());
+        if settled {
+            let known = self.inner.index().and_then(|index| index.file(name, &stamp));
+            if let Some(digest) = known {
+                return Ok(digest);
+            }
+        }
+        let digest = tree::hash_leaf(path, meta)?;
+        let after = fs::symlink_metadata(path).at("inspect", path)?;
+        if Stamp::of(&after) != stamp {
+            return Err(Error::Changed { path: path.to_path_buf() });
+        }
+        if settled {
+            let mut files = locked(&self.inner.files);
+            files.push((name.to_vec(), stamp, digest));
+            let full = files.len() >= BATCH;
+            drop(files);
+            if full {
+                self.inner.flush();
+            }
+        }
+        Ok(digest)
+    }
+
+    /// When each key was last used (seconds since 1970, to a day) and the seconds its making took.
+    pub fn uses(&self) -> Vec<(Key, i64, f64)> {
+        self.rebuild();
+        self.inner.index().and_then(Index::uses).unwrap_or_default()
+    }
+
+    /// Damage found since the last call, as messages.
+    pub fn take_reports(&self) -> Vec<String> {
+        std::mem::take(&mut *locked(&self.inner.reports))
+    }
+
+    /// Writes what the index is to learn. Also done at the end.
+    pub fn flush_index(&self) {
+        self.inner.flush();
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    pub(crate) fn report(&self, what: String) {
+        let mut reports = locked(&self.inner.reports);
+        if !reports.contains(&what) {
+            reports.push(what);
+        }
+    }
+
+    pub(crate) fn set_pending(&self, entry: Entry, replace: bool) {
+        locked(&self.inner.pending).insert(entry.key, (entry, replace));
+    }
+
+    pub(crate) fn clear_pending(&self, entry: &Entry) {
+        let mut pending = locked(&self.inner.pending);
+        if pending.get(&entry.key).is_some_and(|(e, _)| e == entry) {
+            pending.remove(&entry.key);
+        }
+    }
+
+    /// Rows of entries just published.
+    pub(crate) fn index_rows(&self, rows: Vec<Row>) {
+        locked(&self.inner.rows).extend(rows);
+        self.inner.flush();
+    }
+
+    /// Reads an entry file. Its stamp is that of the open file, so it belongs to the text.
+    pub(crate) fn read_entry(&self, key: &Key) -> Result<Found> {
+        let path = self.inner.layout.entry(key);
+        let mut file = match File::open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Absent),
+            result => result.at("open", &path)?,
+        };
+        let meta = file.metadata().at("inspect", &path)?;
+        if !meta.is_file() {
+            return Ok(Found::Damaged("it is no file".to_string()));
+        }
+        let mut bytes = Vec::with_capacity(meta.len() as usize + 1);
+        file.read_to_end(&mut bytes).at("read", &path)?;
+        let parsed = String::from_utf8(bytes)
+            .map_err(|_| "it is not UTF-8".to_string())
+            .and_then(|text| Ok((Entry::parse(&text, key)?, text)));
+        Ok(match parsed {
+            Ok((entry, text)) => Found::Whole(Box::new(entry), Stamp::of(&meta), text),
+            Err(what) => Found::Damaged(what),
+        })
+    }
+
+    /// The keys that have an entry file, sorted.
+    fn keys(&self) -> Result<Vec<Key>> {
+        let dir = self.inner.layout.dir("entries");
+        let mut keys = Vec::new();
+        for shard in fs::read_dir(&dir).at("list", &dir)? {
+            let shard = shard.at("list", &dir)?.path();
+            for item in fs::read_dir(&shard).at("list", &shard)? {
+                let name = item.at("list", &shard)?.file_name();
+                keys.extend(name.to_str().and_then(|n| n.parse::<Key>().ok()));
+            }
+        }
+        keys.sort();
+        Ok(keys)
+    }
+
+    fn row(&self, key: &Key) -> Option<Row> {
+        let (entry, stamp, text) = self.peek(key).ok()??;
+        Some(row_of(&entry, stamp, text))
+    }
+}
+
+impl Inner {
+    fn index(&self) -> Option<&Index> {
+        self.index.get_or_init(|| Index::open(&self.layout.dir("index"))).as_ref()
+    }
+
+    fn flush(&self) {
+        let files = std::mem::take(&mut *locked(&self.files));
+        let rows = std::mem::take(&mut *locked(&self.rows));
+        let used: Vec<Key> = locked(&self.used).drain().collect();
+        if files.is_empty() && rows.is_empty() && used.is_empty() {
+            return;
+        }
+        let Some(index) = self.index() else { return };
+        if !files.is_empty() {
+            index.put_files(&files);
+        }
+        if !rows.is_empty() {
+            index.put(&rows);
+        }
+        if !used.is_empty() {
+            index.touch(&used, now(), now() - DAY);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// Many lookups in one view of the index. Not shared between threads.
+#[derive(Debug)]
+pub struct Reader {
+    cache: Cache,
+    view: Option<Connection>,
+    /// Keys with an entry and no good row: they get one at the end.
+    missed: RefCell<Vec<Key>>,
+}
+
+impl Reader {
+    /// As [`Cache::lookup`].
+    pub fn lookup(&self, key: &Key) -> Result<Option<Entry>> {
+        match self.indexed(key) {
+            Some(entry) => Ok(Some(entry)),
+            None => {
+                let entry = self.cache.lookup(key)?;
+                if entry.is_some() && self.view.is_some() {
+                    self.missed.borrow_mut().push(*key);
+                }
+                Ok(entry)
+            }
+        }
+    }
+
+    fn indexed(&self, key: &Key) -> Option<Entry> {
+        let row = index::row(self.view.as_ref()?, key).ok()??;
+        let path = self.cache.inner.layout.entry(key);
+        let stamp = Stamp::of(&fs::symlink_metadata(path).ok()?);
+        if stamp.bytes() != row.stamp || locked(&self.cache.inner.pending).contains_key(key) {
+            return None;
+        }
+        let entry = Entry::parse(&row.text, key).ok()?;
+        if row.last_used < now() - DAY {
+            locked(&self.cache.inner.used).insert(*key);
+        }
+        Some(entry)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.view = None;
+        let missed = self.missed.take();
+        for part in missed.chunks(BATCH) {
+            self.cache.index_rows(part.iter().filter_map(|key| self.cache.row(key)).collect());
+        }
+    }
+}
+
+pub(crate) fn row_of(entry: &Entry, stamp: Stamp, text: String) -> Row {
+    let words = |name: &str| entry.provenance[name].as_str().unwrap_or_default().to_string();
+    Row {
+        key: entry.key,
+        stage: words("stage"),
+        step: words("step"),
+        created: stamp.mtime_ns,
+        seconds: entry.provenance["seconds"].as_f64().unwrap_or(0.0),
+        last_used: now(),
+        stamp,
+        text,
+    }
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stat::RACY;
+
+    #[test]
+    fn a_row_stands_for_a_settled_file_and_for_no_young_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("c")).unwrap();
+        let path = fs::canonicalize(dir.path()).unwrap().join("data");
+        fs::write(&path, "text").unwrap();
+        let stamp = Stamp::of(&fs::metadata(&path).unwrap());
+        let planted = Digest::of(b"planted");
+        let row = (path.as_os_str().as_bytes().to_vec(), stamp, planted);
+        cache.inner.index().unwrap().put_files(&[row]).unwrap();
+        assert_eq!(cache.digest_of(&path).unwrap().0, Digest::of(b"text"));
+        std::thread::sleep(RACY + std::time::Duration::from_millis(100));
+        assert_eq!(cache.digest_of(&path).unwrap().0, planted, "it is not read");
+    }
+}

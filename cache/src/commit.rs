@@ -1,0 +1,325 @@
+//! Group commit: results become durable together, entry after bytes, index after entry. Knows no
+//! attempts.
+//!
+//! Order: texts staged; one sync (bytes of objects and texts); entries linked under their keys,
+//! never over another; directories synced; rows; claims released; the caller told. A crash before a
+//! link leaves bytes without a name, which the next attempt finds or makes again; after it, the
+//! entry is whole.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::cache::{Cache, Found, row_of};
+use crate::claim::Claim;
+use crate::crash_point;
+use crate::digest::{Digest, Key};
+use crate::entry::Entry;
+use crate::error::{At, Error, Result};
+use crate::index::Row;
+use crate::layout::private_dir;
+use crate::stat::Stamp;
+use crate::store;
+
+/// How long the first result of a group waits for others, and how many it waits for.
+const WAIT: Duration = Duration::from_millis(50);
+const GROUP: usize = 256;
+/// From this many directories on, one sync of the file system is cheaper than one of each.
+const MANY: usize = 4;
+
+/// A result to be published.
+#[derive(Debug)]
+pub struct Publication {
+    pub key: Key,
+    pub entry: Entry,
+    /// Given back when the result is durable.
+    pub claim: Option<Claim>,
+    /// Whether the result takes the place of an earlier one.
+    pub replace: bool,
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Published {
+    /// The first result of its key.
+    New,
+    /// An equal result was there.
+    Same,
+    /// Another result was there and stays; this one is kept as evidence.
+    Diverged { kept: Entry },
+    /// It took the place of one that was to be replaced, was damaged, or whose bytes are lost.
+    Replaced,
+    /// It could not be written. [`Committer::flush`] tells it as an error too.
+    Failed { reason: String },
+}
+
+enum Message {
+    Publish(Box<Publication>),
+    Flush(Sender<Result<()>>),
+}
+
+/// Hands results to the thread that makes them durable. Dropping it waits for that.
+#[derive(Debug)]
+pub struct Committer {
+    cache: Cache,
+    sender: Option<Sender<Message>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Cache {
+    /// Starts a committer; `on_durable` is called on its thread, once a group.
+    pub fn committer(
+        &self,
+        on_durable: impl Fn(Vec<(Key, Published)>) + Send + 'static,
+    ) -> Committer {
+        let (sender, receiver) = channel();
+        let cache = self.clone();
+        let thread = std::thread::Builder::new()
+            .name("commit".to_string())
+            .spawn(move || serve(&cache, &receiver, &on_durable))
+            .expect("a thread can be started");
+        Committer { cache: self.clone(), sender: Some(sender), thread: Some(thread) }
+    }
+}
+
+impl Committer {
+    /// Gives a result away; lookups through this cache see it at once.
+    ///
+    /// # Errors
+    /// When the committing thread has died; then nothing more can be published.
+    pub fn publish(&self, publication: Publication) -> Result<()> {
+        self.cache.set_pending(publication.entry.clone(), publication.replace);
+        self.send(Message::Publish(Box::new(publication)))
+    }
+
+    /// Waits until all that was published is durable.
+    ///
+    /// # Errors
+    /// What could not be published since the last call.
+    pub fn flush(&self) -> Result<()> {
+        let (sender, receiver) = channel();
+        self.send(Message::Flush(sender))?;
+        receiver.recv().map_err(|_| dead())?
+    }
+
+    fn send(&self, message: Message) -> Result<()> {
+        let sender = self.sender.as_ref().expect("there until the drop");
+        sender.send(message).map_err(|_| dead())
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn dead() -> Error {
+    Error::Committer { what: "its callback panicked".to_string() }
+}
+
+fn serve(cache: &Cache, receiver: &Receiver<Message>, on_durable: &dyn Fn(Vec<(Key, Published)>)) {
+    let mut failed: Vec<(Key, String)> = Vec::new();
+    loop {
+        let (group, flush, ended) = gather(receiver);
+        if !group.is_empty() {
+            let outcomes = commit(cache, group);
+            for (key, outcome) in &outcomes {
+                if let Published::Failed { reason } = outcome {
+                    failed.push((*key, reason.clone()));
+                }
+            }
+            on_durable(outcomes);
+        }
+        if let Some(reply) = flush {
+            let _ = reply.send(match failed.first().cloned() {
+                None => Ok(()),
+                Some((key, reason)) => Err(Error::Publish { count: failed.len(), key, reason }),
+            });
+            failed.clear();
+        }
+        if ended {
+            return;
+        }
+    }
+}
+
+/// The next group: what comes within [`WAIT`] of its first, cut short by a flush or the end.
+fn gather(receiver: &Receiver<Message>) -> (Vec<Publication>, Option<Sender<Result<()>>>, bool) {
+    let mut group = Vec::new();
+    let mut deadline = None;
+    while group.len() < GROUP {
+        let next = match deadline {
+            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(end) => {
+                receiver.recv_timeout(Instant::saturating_duration_since(&end, Instant::now()))
+            }
+        };
+        match next {
+            Ok(Message::Publish(publication)) => group.push(*publication),
+            Ok(Message::Flush(reply)) => return (group, Some(reply), false),
+            Err(RecvTimeoutError::Timeout) => break,
+            Err(RecvTimeoutError::Disconnected) => return (group, None, true),
+        }
+        deadline = deadline.or_else(|| Some(Instant::now() + WAIT));
+    }
+    (group, None, false)
+}
+
+/// An entry's text in `staging/`, removed if it is still there at the end.
+struct Staged {
+    path: PathBuf,
+    file: File,
+    text: String,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn commit(cache: &Cache, group: Vec<Publication>) -> Vec<(Key, Published)> {
+    let mut staged: Vec<Result<Staged>> = group.iter().map(|p| stage(cache, p)).collect();
+    crash_point!("commit.before-sync");
+    let good = || staged.iter().zip(&group).filter_map(|(s, p)| Some((s.as_ref().ok()?, p)));
+    let digests = |e: &Entry| -> Vec<Digest> {
+        let log = e.log.iter().map(|(digest, _)| *digest);
+        e.outputs.iter().map(|o| o.digest).chain(log).collect()
+    };
+    let objects = good().flat_map(|(_, p)| digests(&p.entry)).map(|digest| cache.object(&digest));
+    let paths: Vec<PathBuf> = good().map(|(s, _)| s.path.clone()).chain(objects).collect();
+    if let Err(error) = store::sync_all(cache.layout(), paths.into_iter()) {
+        let reason = error.to_string();
+        let fail = |_| Err(Error::Publish { count: 1, key: group[0].key, reason: reason.clone() });
+        staged = staged.into_iter().map(|s| s.and_then(fail)).collect();
+    }
+    crash_point!("commit.before-link");
+    let mut dirs = BTreeSet::new();
+    let mut outcomes = Vec::new();
+    for (publication, staged) in group.iter().zip(&staged) {
+        let outcome = match staged {
+            Ok(staged) => place(cache, publication, staged, &mut dirs).map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let outcome = outcome.unwrap_or_else(|reason| Published::Failed { reason });
+        outcomes.push((publication.key, outcome));
+    }
+    if let Err(error) = sync_dirs(cache, &dirs) {
+        for (_, outcome) in &mut outcomes {
+            *outcome = Published::Failed { reason: error.to_string() };
+        }
+    }
+    crash_point!("commit.after-link");
+    cache.index_rows(rows(cache, &group, &staged, &outcomes));
+    crash_point!("commit.after-row");
+    for publication in &group {
+        cache.clear_pending(&publication.entry);
+    }
+    drop(group); // and with it the claims
+    outcomes
+}
+
+fn stage(cache: &Cache, publication: &Publication) -> Result<Staged> {
+    let Publication { key, entry, .. } = publication;
+    if *key != entry.key {
+        return Err(Error::WrongKey { key: *key, found: entry.key });
+    }
+    let text = entry.render()?;
+    let target = cache.layout().entry(key);
+    private_dir(target.parent().expect("entries are in shards"))?;
+    let path = cache.layout().staging();
+    let write = || -> io::Result<File> {
+        let mut file = File::create_new(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.set_permissions(fs::Permissions::from_mode(0o400))?;
+        Ok(file)
+    };
+    let file = write().inspect_err(|_| drop(fs::remove_file(&path))).at("write", &path)?;
+    Ok(Staged { path, file, text })
+}
+
+/// Gives a staged text its name. The first result stays, unless it is worth nothing or is to go.
+fn place(
+    cache: &Cache,
+    publication: &Publication,
+    staged: &Staged,
+    dirs: &mut BTreeSet<PathBuf>,
+) -> Result<Published> {
+    let target = cache.layout().entry(&publication.key);
+    dirs.extend(target.parent().map(Path::to_path_buf));
+    let linked = match fs::hard_link(&staged.path, &target) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+        result => result.map(|()| true).at("create", &target)?,
+    };
+    if linked {
+        // Now, since it changes the times of the file, which the index notes.
+        let _ = fs::remove_file(&staged.path);
+        return Ok(Published::New);
+    }
+    let old = cache.read_entry(&publication.key)?;
+    if let Found::Whole(old, ..) = old
+        && !publication.replace
+        && old.outputs.iter().all(|o| cache.present(o))
+    {
+        if old.agrees(&publication.entry) {
+            return Ok(Published::Same);
+        }
+        keep_evidence(cache, publication, staged, dirs)?;
+        return Ok(Published::Diverged { kept: *old });
+    }
+    if target.is_dir() {
+        cache.layout().discard(&target)?;
+    }
+    fs::rename(&staged.path, &target).at("replace", &target)?;
+    Ok(Published::Replaced)
+}
+
+fn keep_evidence(
+    cache: &Cache,
+    publication: &Publication,
+    staged: &Staged,
+    dirs: &mut BTreeSet<PathBuf>,
+) -> Result<()> {
+    let dir = cache.layout().divergences(&publication.key);
+    private_dir(&dir)?;
+    let path = dir.join(Digest::of(staged.text.as_bytes()).to_string());
+    fs::rename(&staged.path, &path).at("create", &path)?;
+    dirs.extend([cache.layout().dir("divergences"), dir]);
+    Ok(())
+}
+
+fn sync_dirs(cache: &Cache, dirs: &BTreeSet<PathBuf>) -> Result<()> {
+    if dirs.len() >= MANY {
+        return store::sync_all(cache.layout(), dirs.iter().cloned());
+    }
+    dirs.iter().try_for_each(|dir| File::open(dir).and_then(|f| f.sync_all()).at("sync", dir))
+}
+
+/// Rows of what is under its key now. The file is the staged one only if its inode is.
+fn rows(
+    cache: &Cache,
+    group: &[Publication],
+    staged: &[Result<Staged>],
+    outcomes: &[(Key, Published)],
+) -> Vec<Row> {
+    let row =
+        |((publication, staged), (key, outcome)): ((&Publication, &Result<Staged>), &(_, _))| {
+            let staged = staged.as_ref().ok()?;
+            if !matches!(outcome, Published::New | Published::Replaced) {
+                return None;
+            }
+            let there = fs::symlink_metadata(cache.layout().entry(key)).ok()?;
+            let same = staged.file.metadata().is_ok_and(|m| m.ino() == there.ino());
+            same.then(|| row_of(&publication.entry, Stamp::of(&there), staged.text.clone()))
+        };
+    group.iter().zip(staged).zip(outcomes).filter_map(row).collect()
+}

@@ -1,0 +1,183 @@
+//! Where things lie below the root of a cache, and who may read them. Knows no content.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::digest::{Digest, Key};
+use crate::error::{At, Error, Result};
+use crate::tree;
+
+const VERSION: u32 = 1;
+const WORDS: &str = "pipe cache layout ";
+const DIRS: [&str; 9] =
+    ["entries", "objects", "attempts", "locks", "divergences", "runs", "index", "staging", "trash"];
+
+/// The paths of one cache.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Opens the cache at `root`, making it when there is none. Directories are the user's alone.
+    pub fn create(root: &Path) -> Result<Layout> {
+        if let Some(parent) = root.parent() {
+            fs::create_dir_all(parent).at("create", parent)?;
+        }
+        private_dir(root)?;
+        if !root.is_dir() {
+            return Err(Error::NotACache { path: root.to_path_buf() });
+        }
+        let layout = Layout::open(root)?;
+        for name in DIRS {
+            private_dir(&layout.root.join(name))?;
+        }
+        Ok(layout)
+    }
+
+    /// Opens the directory `root`, which must be a cache of a known layout or empty.
+    pub fn open(root: &Path) -> Result<Layout> {
+        let root = fs::canonicalize(root).at("find", root)?;
+        let path = root.join("version");
+        match fs::read_to_string(&path) {
+            Ok(text) => check_version(&root, &text)?,
+            Err(e) if e.kind() == ErrorKind::NotFound => start(&root, &path)?,
+            Err(e) => return Err(e).at("read", &path),
+        }
+        Ok(Layout { root })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn dir(&self, name: &str) -> PathBuf {
+        debug_assert!(DIRS.contains(&name));
+        self.root.join(name)
+    }
+
+    pub fn entry(&self, key: &Key) -> PathBuf {
+        self.sharded("entries", &key.to_string())
+    }
+
+    pub fn object(&self, digest: &Digest) -> PathBuf {
+        self.sharded("objects", &digest.to_string())
+    }
+
+    pub fn lock(&self, key: &Key) -> PathBuf {
+        self.sharded("locks", &key.to_string())
+    }
+
+    pub fn attempts(&self, key: &Key) -> PathBuf {
+        self.root.join("attempts").join(key.to_string())
+    }
+
+    pub fn divergences(&self, key: &Key) -> PathBuf {
+        self.root.join("divergences").join(key.to_string())
+    }
+
+    /// A new name for something that is not whole yet.
+    pub fn staging(&self) -> PathBuf {
+        self.root.join("staging").join(unique())
+    }
+
+    /// Moves what is at `path` out of the way at once, then removes it; a crash between the two
+    /// leaves garbage in `trash/` and never half a thing under its name.
+    pub fn discard(&self, path: &Path) -> Result<()> {
+        let to = self.root.join("trash").join(unique());
+        if path.is_dir() && !path.is_symlink() {
+            // A read-only directory cannot be moved to another parent.
+            tree::set_mode(path, 0o700)?;
+        }
+        match fs::rename(path, &to) {
+            Ok(()) => tree::remove(&to),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e).at("move to the trash", path),
+        }
+    }
+
+    /// Removes what a crash left in `trash/`, and in `staging/` when it is older than a day.
+    pub fn sweep(&self) {
+        for item in fs::read_dir(self.dir("trash")).into_iter().flatten().flatten() {
+            let _ = tree::remove(&item.path());
+        }
+        for item in fs::read_dir(self.dir("staging")).into_iter().flatten().flatten() {
+            let age = item.metadata().and_then(|m| m.modified()).map(|t| t.elapsed());
+            if age.is_ok_and(|age| age.is_ok_and(|age| age.as_secs() > 86_400)) {
+                let _ = tree::remove(&item.path());
+            }
+        }
+    }
+
+    fn sharded(&self, dir: &str, name: &str) -> PathBuf {
+        let mut path = PathBuf::with_capacity(self.root.as_os_str().len() + 80);
+        path.push(&self.root);
+        path.push(dir);
+        path.push(&name[..2]);
+        path.push(name);
+        path
+    }
+}
+
+/// Makes one directory of mode 0700, whatever the umask; one that is there stays as it is.
+pub(crate) fn private_dir(dir: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => tree::set_mode(dir, 0o700),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e).at("create", dir),
+    }
+}
+
+/// Does `make` and, when a directory above the file is missing, makes that and tries again.
+pub(crate) fn with_parent<T>(
+    path: &Path,
+    doing: &'static str,
+    make: impl Fn() -> io::Result<T>,
+) -> Result<T> {
+    match make() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            private_dir(path.parent().expect("a path below the root"))?;
+            make().at(doing, path)
+        }
+        result => result.at(doing, path),
+    }
+}
+
+/// A name nobody else uses: process, time, count.
+pub(crate) fn unique() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    format!("{now:016x}-{:x}-{:x}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn check_version(root: &Path, text: &str) -> Result<()> {
+    let found = text.strip_prefix(WORDS).and_then(|v| v.trim_end().parse::<u32>().ok());
+    if found == Some(VERSION) {
+        return Ok(());
+    }
+    Err(Error::Layout {
+        path: root.to_path_buf(),
+        found: found.map_or_else(|| text.trim().chars().take(40).collect(), |v| v.to_string()),
+        known: VERSION.to_string(),
+    })
+}
+
+/// Makes an empty directory a cache. Another process may be doing the same.
+fn start(root: &Path, version: &Path) -> Result<()> {
+    let mut names = Vec::new();
+    for item in fs::read_dir(root).at("list", root)? {
+        names.push(item.at("list", root)?.file_name().to_string_lossy().into_owned());
+    }
+    let started = names.iter().any(|n| n == "version");
+    if !started && names.iter().any(|n| !n.starts_with(".version-")) {
+        return Err(Error::NotACache { path: root.to_path_buf() });
+    }
+    tree::set_mode(root, 0o700)?;
+    let tmp = root.join(format!(".version-{}", unique()));
+    fs::write(&tmp, format!("{WORDS}{VERSION}\n")).at("write", &tmp)?;
+    fs::rename(&tmp, version).at("create", version)
+}

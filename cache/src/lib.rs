@@ -1,0 +1,44 @@
+//! Bytes and digests: results by key, bytes by digest, on one directory that all pipelines of a
+//! user share. Knows no steps, no YAML, no devices.
+//!
+//! ```text
+//! <root>/                  the user's alone (0700)
+//!   version                the layout's
+//!   entries/aa/<key>       truth: one sealed text a key, created once by a link that never replaces
+//!   objects/aa/<digest>    read-only files and directories, whole or absent
+//!   attempts/<key>/<id>/   private to one try: lock, attempt.json, checkpoints/<position>/, files
+//!   locks/aa/<key>         who works on the key; a kernel lock that ends with its process
+//!   divergences/<key>/     results that differ from the entry, as evidence
+//!   runs/                  the engine's records
+//!   index/                 SQLite; a copy, to be deleted at will
+//!   staging/ trash/        not yet, and no more
+//! ```
+//!
+//! A result's life: [`Cache::claim`], [`Cache::attempt`], [`Attempt::absorb`], [`Attempt::finish`],
+//! [`Committer::publish`]; afterwards [`Cache::lookup`] gives its [`Entry`]. Bytes are durable
+//! before the entry that names them; the entry before its row in the index.
+
+mod attempt;
+mod cache;
+pub mod checkpoint;
+mod claim;
+mod commit;
+pub mod crash;
+mod digest;
+mod entry;
+mod error;
+mod index;
+mod layout;
+mod sealed;
+mod stat;
+mod store;
+mod tree;
+
+pub use attempt::{Attempt, Finished};
+pub use cache::{Cache, Reader};
+pub use claim::{Claim, Claimed, Holder};
+pub use commit::{Committer, Publication, Published};
+pub use digest::{Digest, Key, hash_file};
+pub use entry::{Entry, Output};
+pub use error::{Error, Result};
+pub use tree::{Kind, hash_path};

@@ -1,0 +1,49 @@
+//! What `stat` says of a file, and when that may stand for its content. Knows no index.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Device, inode, size and both times of a file, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub dev: u64,
+    pub ino: u64,
+    pub size: u64,
+    pub mtime_ns: i64,
+    pub ctime_ns: i64,
+}
+
+/// Two edits within one tick of a file system's clock look alike, so a file this young proves
+/// nothing (2 s is the tick of the coarsest file systems).
+pub(crate) const RACY: Duration = Duration::from_secs(2);
+
+impl Stamp {
+    pub fn of(meta: &Metadata) -> Stamp {
+        let ns = |secs: i64, ns: i64| secs.saturating_mul(1_000_000_000).saturating_add(ns);
+        Stamp {
+            dev: meta.dev(),
+            ino: meta.ino(),
+            size: meta.size(),
+            mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
+            ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+
+    /// Whether an edit at `now` would surely change this stamp. A time in the future never settles.
+    pub fn settled(&self, now: SystemTime) -> bool {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let edge = since.saturating_sub(RACY).as_nanos() as i128;
+        (self.mtime_ns as i128) < edge && (self.ctime_ns as i128) < edge
+    }
+
+    /// The numbers as bytes, for a checksum.
+    pub fn bytes(&self) -> [u8; 40] {
+        let mut all = [0; 40];
+        let words = [self.dev, self.ino, self.size, self.mtime_ns as u64, self.ctime_ns as u64];
+        for (part, word) in all.chunks_exact_mut(8).zip(words) {
+            part.copy_from_slice(&word.to_le_bytes());
+        }
+        all
+    }
+}

@@ -1,0 +1,124 @@
+//! Objects: digest → read-only bytes. Whole or absent under their name; knows no keys.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
+use crate::crash_point;
+use crate::digest::Digest;
+use crate::error::{At, Error, Result};
+use crate::layout::{Layout, private_dir};
+use crate::tree::{self, Kind};
+
+/// What [`put`] found a path to be.
+pub(crate) struct Stored {
+    pub digest: Digest,
+    pub kind: Kind,
+    pub bytes: u64,
+}
+
+/// Moves `path`, a file or directory inside `within`, into the store. Not durable yet.
+pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored> {
+    let path = &inside(path, within)?;
+    let kind = tree::freeze(path)?;
+    let (digest, found, bytes) = tree::hash_with(path, &mut |p, meta| tree::hash_leaf(p, meta))?;
+    if found != kind {
+        return Err(Error::Changed { path: path.to_path_buf() });
+    }
+    crash_point!("absorb.before-rename");
+    place(layout, path, &digest, kind)?;
+    crash_point!("absorb.after-rename");
+    Ok(Stored { digest, kind, bytes })
+}
+
+/// Gives `path` its name in the store. Bytes that are there already stay, since entries may rely
+/// on their being durable; they are read again first, since after a loss of power a file can have
+/// the right size and nothing in it.
+fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -> Result<()> {
+    let object = layout.object(digest);
+    private_dir(object.parent().expect("objects are in shards"))?;
+    loop {
+        match rename_new(path, &object, kind) {
+            Ok(()) if kind == Kind::Dir => return tree::set_mode(&object, 0o555),
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(e).at("move into the store", path);
+            }
+            Err(_) if check(&object, digest, kind).is_ok() => {
+                if kind == Kind::Dir {
+                    tree::set_mode(&object, 0o555)?;
+                }
+                return tree::remove(path);
+            }
+            Err(_) => layout.discard(&object)?,
+        }
+    }
+}
+
+/// Whether the bytes at `object` are those of `digest`, by reading them all.
+pub(crate) fn check(object: &Path, digest: &Digest, kind: Kind) -> Result<()> {
+    let damaged = |what: String| Error::Damaged { path: object.to_path_buf(), what };
+    if fs::symlink_metadata(object).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Err(Error::Missing { digest: *digest, path: object.to_path_buf() });
+    }
+    let (found, found_kind, _) = tree::hash_with(object, &mut |p, meta| tree::hash_leaf(p, meta))?;
+    if found_kind != kind {
+        return Err(damaged(format!("expected a {kind:?}, found a {found_kind:?}").to_lowercase()));
+    }
+    if found != *digest {
+        return Err(damaged(format!("their digest is `{found}`")));
+    }
+    Ok(())
+}
+
+/// The real path of `path`, which must be in `within` and no link.
+fn inside(path: &Path, within: &Path) -> Result<PathBuf> {
+    let outside = || Error::Outside { path: path.to_path_buf(), within: within.to_path_buf() };
+    let meta = fs::symlink_metadata(path).at("find", path)?;
+    tree::kind_of(path, &meta)?;
+    let parent = fs::canonicalize(path.parent().ok_or_else(outside)?).at("find", path)?;
+    let real = parent.join(path.file_name().ok_or_else(outside)?);
+    let root = fs::canonicalize(within).at("find", within)?;
+    if real.starts_with(&root) && real != root { Ok(real) } else { Err(outside()) }
+}
+
+/// `rename` that fails when the target exists, also where the file system cannot do that itself.
+fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        result => return Ok(result?),
+    }
+    if kind == Kind::File {
+        fs::hard_link(from, to)?;
+        return fs::remove_file(from);
+    }
+    // Renaming over a directory succeeds only when that one is empty, which by its digest this
+    // one is too.
+    if fs::symlink_metadata(to).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(from, to)
+}
+
+/// Makes all that was written to the store's file system durable; `paths` are what must be, for
+/// systems that cannot do it at once.
+pub(crate) fn sync_all(layout: &Layout, paths: impl Iterator<Item = PathBuf>) -> Result<()> {
+    let root = File::open(layout.root()).at("open", layout.root())?;
+    match rustix::fs::syncfs(&root) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        result => return result.at("sync", layout.root()),
+    }
+    for path in paths {
+        if fs::symlink_metadata(&path).is_ok() {
+            tree::sync(&path)?;
+        }
+        let above = path.ancestors().skip(1).take_while(|p| p.starts_with(layout.root()));
+        for dir in above {
+            File::open(dir).and_then(|f| f.sync_all()).at("sync", dir)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! A file or a directory as one thing: its digest, its size, made read-only, removed. Knows no
+//! store.
+
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{self, Digest};
+use crate::error::{At, Error, Result};
+
+/// What an artifact is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    File,
+    Dir,
+}
+
+/// Directories are hashed in a domain of their own, so that no file has a directory's digest.
+const DOMAIN: &str = "pipe cache: directory listing, version 1";
+
+/// Digest, kind and size in bytes of a file or a directory. A symbolic link is followed when it is
+/// `path` itself.
+///
+/// # Errors
+/// A symbolic link or a device inside a directory, what cannot be read, what changes meanwhile.
+pub fn hash_path(path: impl AsRef<Path>) -> Result<(Digest, Kind, u64)> {
+    let path = path.as_ref();
+    let real = fs::canonicalize(path).at("find", path)?;
+    hash_with(&real, &mut |path, meta| hash_leaf(path, meta))
+}
+
+/// As [`hash_path`] for a path that is itself no link; `leaf` gives a file's digest.
+pub(crate) fn hash_with(
+    path: &Path,
+    leaf: &mut dyn FnMut(&Path, &Metadata) -> Result<Digest>,
+) -> Result<(Digest, Kind, u64)> {
+    let meta = fs::symlink_metadata(path).at("inspect", path)?;
+    match kind_of(path, &meta)? {
+        Kind::File => Ok((leaf(path, &meta)?, Kind::File, meta.len())),
+        Kind::Dir => {
+            let (digest, bytes) = hash_dir(path, leaf)?;
+            Ok((digest, Kind::Dir, bytes))
+        }
+    }
+}
+
+/// A directory's digest: per entry, sorted by name: kind, length and bytes of the name, digest.
+fn hash_dir(
+    dir: &Path,
+    leaf: &mut dyn FnMut(&Path, &Metadata) -> Result<Digest>,
+) -> Result<(Digest, u64)> {
+    let items = list(dir)?;
+    let mut hasher = blake3::Hasher::new_derive_key(DOMAIN);
+    hasher.update(&(items.len() as u64).to_le_bytes());
+    let mut bytes = 0;
+    for (path, meta) in items {
+        let (tag, digest, size) = match kind_of(&path, &meta)? {
+            Kind::Dir => {
+                let (digest, size) = hash_dir(&path, leaf)?;
+                (b'd', digest, size)
+            }
+            Kind::File if executable(&meta) => (b'x', leaf(&path, &meta)?, meta.len()),
+            Kind::File => (b'f', leaf(&path, &meta)?, meta.len()),
+        };
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        hasher.update(&[tag]);
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name);
+        hasher.update(digest.as_bytes());
+        bytes += size;
+    }
+    Ok((Digest::from_bytes(*hasher.finalize().as_bytes()), bytes))
+}
+
+/// Hashes one file by reading it; `meta` is what the caller decided by.
+pub(crate) fn hash_leaf(path: &Path, meta: &Metadata) -> Result<Digest> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits() as i32);
+    let file = options.open(path).at("open", path)?;
+    let (digest, bytes) = digest::hash_open(&file, path)?;
+    if bytes != meta.len() {
+        return Err(Error::Changed { path: path.to_path_buf() });
+    }
+    Ok(digest)
+}
+
+/// The kind and the bytes of what is at `path`, without reading it; `None` when nothing is there.
+pub(crate) fn measure(path: &Path) -> Option<(Kind, u64)> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    let kind = kind_of(path, &meta).ok()?;
+    if kind == Kind::File {
+        return Some((kind, meta.len()));
+    }
+    let mut bytes = 0;
+    for (path, _) in list(path).ok()? {
+        bytes += measure(&path)?.1;
+    }
+    Some((kind, bytes))
+}
+
+/// Makes files 0444 (0555 with an executable bit) and directories below the top 0555. The top one
+/// stays writable, since a read-only directory cannot be moved to another parent. A file with a
+/// second name is replaced by a copy: the other name is somebody else's.
+pub(crate) fn freeze(path: &Path) -> Result<Kind> {
+    let meta = fs::symlink_metadata(path).at("inspect", path)?;
+    let kind = kind_of(path, &meta)?;
+    match kind {
+        Kind::File => {
+            if meta.nlink() > 1 {
+                unshare(path)?;
+            }
+            set_mode(path, 0o444)?;
+        }
+        Kind::Dir => freeze_below(path, &meta)?,
+    }
+    Ok(kind)
+}
+
+fn freeze_below(dir: &Path, meta: &Metadata) -> Result<()> {
+    if meta.mode() & 0o777 != 0o700 {
+        set_mode(dir, 0o700)?;
+    }
+    for (path, meta) in list(dir)? {
+        match kind_of(&path, &meta)? {
+            Kind::Dir => {
+                freeze_below(&path, &meta)?;
+                set_mode(&path, 0o555)?;
+            }
+            Kind::File => {
+                if meta.nlink() > 1 {
+                    unshare(&path)?;
+                }
+                set_mode(&path, if executable(&meta) { 0o555 } else { 0o444 })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unshare(path: &Path) -> Result<()> {
+    let copy = path.with_file_name(format!(".unshared-{}", crate::layout::unique()));
+    fs::copy(path, &copy).at("copy", path)?;
+    fs::rename(&copy, path).at("replace", path)
+}
+
+/// Removes a file or a directory, read-only ones too; what is not there is no error.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !meta.is_dir() {
+        return gone(fs::remove_file(path)).at("remove", path);
+    }
+    if meta.mode() & 0o700 != 0o700 {
+        set_mode(path, 0o700)?;
+    }
+    for item in fs::read_dir(path).at("list", path)? {
+        remove(&item.at("list", path)?.path())?;
+    }
+    gone(fs::remove_dir(path)).at("remove", path)
+}
+
+/// Makes a file or a whole directory durable, name by name: for file systems without `syncfs`.
+pub(crate) fn sync(path: &Path) -> Result<()> {
+    let meta = fs::symlink_metadata(path).at("inspect", path)?;
+    if meta.is_dir() {
+        for (path, _) in list(path)? {
+            sync(&path)?;
+        }
+    }
+    File::open(path).and_then(|f| f.sync_all()).at("sync", path)
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+pub(crate) fn kind_of(path: &Path, meta: &Metadata) -> Result<Kind> {
+    if meta.is_file() {
+        Ok(Kind::File)
+    } else if meta.is_dir() {
+        Ok(Kind::Dir)
+    } else if meta.is_symlink() {
+        Err(Error::Symlink { path: path.to_path_buf() })
+    } else {
+        Err(Error::Special { path: path.to_path_buf() })
+    }
+}
+
+fn executable(meta: &Metadata) -> bool {
+    meta.mode() & 0o100 != 0
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(mode)).at("set the mode of", path)
+}
+
+/// The items of a directory sorted by the bytes of their names.
+fn list(dir: &Path) -> Result<Vec<(PathBuf, Metadata)>> {
+    let mut items = Vec::new();
+    for item in fs::read_dir(dir).at("list", dir)? {
+        let path = item.at("list", dir)?.path();
+        let meta = fs::symlink_metadata(&path).at("inspect", &path)?;
+        items.push((path, meta));
+    }
+    items.sort_by(|a, b| a.0.file_name().cmp(&b.0.file_name()));
+    Ok(items)
+}

@@ -1,0 +1,9 @@
+//! The cache from outside: through its public functions, over processes and crashes.
+
+mod claim;
+mod crash;
+mod files;
+mod index;
+mod model;
+mod result;
+mod support;

@@ -1,0 +1,149 @@
+//! Random sequences of operations against a plain map.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use cache::{Cache, Digest, Published};
+use proptest::prelude::*;
+
+use crate::support::*;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Put { name: u8, text: u8, replace: bool },
+    Lookup { name: u8 },
+    LoseBytes { name: u8 },
+    Garble { name: u8, at: u16 },
+    Reopen,
+    DropIndex,
+    ScribbleIndex,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let name = 0u8..4;
+    prop_oneof![
+        6 => (name.clone(), 0u8..3, prop::bool::weighted(0.2))
+            .prop_map(|(name, text, replace)| Op::Put { name, text, replace }),
+        4 => name.clone().prop_map(|name| Op::Lookup { name }),
+        1 => name.clone().prop_map(|name| Op::LoseBytes { name }),
+        1 => (name, any::<u16>()).prop_map(|(name, at)| Op::Garble { name, at }),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::DropIndex),
+        1 => Just(Op::ScribbleIndex),
+    ]
+}
+
+/// What the map knows of a name: its text, and whether its entry and its bytes are right.
+#[derive(Debug, Clone)]
+struct Known {
+    text: u8,
+    readable: bool,
+}
+
+struct World {
+    home: Home,
+    cache: Cache,
+    map: BTreeMap<u8, Known>,
+    lost: Vec<u8>,
+}
+
+impl World {
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Put { name, text, replace } => self.put(name, text, replace),
+            Op::Lookup { name } => self.lookup(name),
+            Op::LoseBytes { name } => {
+                if let Some(known) = self.map.get(&name) {
+                    self.cache.discard(&Digest::of(content(known.text).as_bytes())).unwrap();
+                    self.lost.push(known.text);
+                }
+            }
+            Op::Garble { name, at } => self.garble(name, at),
+            Op::Reopen => self.cache = self.home.reopened(),
+            Op::DropIndex => self.home.drop_index(),
+            Op::ScribbleIndex => {
+                for item in fs::read_dir(self.cache.index_dir()).into_iter().flatten().flatten() {
+                    fs::write(item.path(), "garbage".repeat(999)).unwrap();
+                }
+                self.cache = self.home.reopened();
+            }
+        }
+    }
+
+    fn put(&mut self, name: u8, text: u8, replace: bool) {
+        let (_attempt, entry) = make(&self.cache, &name.to_string(), &content(text));
+        self.lost.retain(|t| *t != text);
+        let outcome = publish(&self.cache, &entry, replace);
+        let expected = match self.map.get(&name) {
+            None => Published::New,
+            Some(known) if replace || !known.readable || self.lost.contains(&known.text) => {
+                Published::Replaced
+            }
+            Some(known) if known.text == text => Published::Same,
+            Some(known) => {
+                let Published::Diverged { kept } = outcome else { panic!("{outcome:?}") };
+                assert_eq!(read(&self.cache, output(&kept, "model")), content(known.text));
+                return;
+            }
+        };
+        assert_eq!(outcome, expected);
+        self.map.insert(name, Known { text, readable: true });
+    }
+
+    fn lookup(&self, name: u8) {
+        let key = key(&name.to_string());
+        let found = self.cache.lookup(&key).unwrap();
+        assert_eq!(self.cache.reader().lookup(&key).unwrap(), found);
+        let expected = self.map.get(&name).filter(|known| known.readable);
+        assert_eq!(found.is_some(), expected.is_some());
+        if let (Some(entry), Some(known)) = (found, expected) {
+            let model = output(&entry, "model");
+            assert_eq!(model.digest, Digest::of(content(known.text).as_bytes()));
+            let whole = !self.lost.contains(&known.text);
+            assert_eq!(self.cache.verify(model).is_ok(), whole);
+            assert_eq!(self.cache.present(model), whole);
+        }
+    }
+
+    fn garble(&mut self, name: u8, at: u16) {
+        let Some(known) = self.map.get_mut(&name) else { return };
+        let text = key(&name.to_string()).to_string();
+        let path = self.home.root().join("entries").join(&text[..2]).join(&text);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at as usize % bytes.len();
+        bytes[at] = bytes[at].wrapping_add(1);
+        scribble(&path, &bytes);
+        known.readable = false;
+    }
+}
+
+fn content(text: u8) -> String {
+    format!("content {text}")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn behaves_as_a_map(ops in prop::collection::vec(op(), 1..14)) {
+        let home = Home::new();
+        let cache = home.cache.clone();
+        let mut world = World { home, cache, map: BTreeMap::new(), lost: Vec::new() };
+        for op in &ops {
+            world.apply(op);
+        }
+        for name in 0..4 {
+            world.lookup(name);
+        }
+        world.home.drop_index();
+        world.cache = world.home.reopened();
+        for name in 0..4 {
+            world.lookup(name);
+        }
+    }
+}
+
+/// Few in CI; `PROPTEST_CASES` for a soak.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
+}

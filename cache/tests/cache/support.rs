@@ -1,0 +1,116 @@
+//! A cache in a temporary directory, results to put into it, and this test binary as a child.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use cache::{Attempt, Cache, Entry, Finished, Key, Output, Publication, Published};
+use serde_json::json;
+use tempfile::TempDir;
+
+pub struct Home {
+    pub dir: TempDir,
+    pub cache: Cache,
+}
+
+impl Home {
+    pub fn new() -> Home {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("c")).unwrap();
+        Home { dir, cache }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("c")
+    }
+
+    /// Another handle, as another process would have.
+    pub fn reopened(&self) -> Cache {
+        Cache::open(self.root()).unwrap()
+    }
+
+    pub fn drop_index(&self) {
+        drop_index(&self.root());
+    }
+}
+
+pub fn drop_index(root: &Path) {
+    let _ = fs::remove_dir_all(root.join("index"));
+}
+
+pub fn preimage(name: &str) -> String {
+    json!({ "format": 1, "name": name }).to_string()
+}
+
+pub fn key(name: &str) -> Key {
+    Key::of(preimage(name).as_bytes())
+}
+
+/// One attempt at `name` that makes the file `model` with `text` and a directory `report` beside.
+pub fn make(cache: &Cache, name: &str, text: &str) -> (Attempt, Entry) {
+    let attempt = cache.attempt(&key(name)).unwrap();
+    let file = attempt.dir.join("weights");
+    fs::write(&file, text).unwrap();
+    let dir = attempt.dir.join("report");
+    fs::create_dir_all(dir.join("deep")).unwrap();
+    fs::write(dir.join("deep/a"), format!("a of {text}")).unwrap();
+    fs::write(dir.join("b"), "b").unwrap();
+    let outputs = vec![
+        attempt.absorb("model", None, "weights.bin", &file).unwrap(),
+        attempt.absorb("report", Some(0), "report", &dir).unwrap(),
+    ];
+    let provenance = json!({ "stage": "toy", "step": name, "seconds": 1.5 });
+    let finished = Finished { outputs: outputs.clone(), log: None, provenance };
+    attempt.finish(&finished).unwrap();
+    let entry = Entry::new(preimage(name), outputs, None, finished.provenance);
+    (attempt, entry)
+}
+
+/// Publishes and waits; gives what became of it.
+pub fn publish(cache: &Cache, entry: &Entry, replace: bool) -> Published {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = seen.clone();
+    let committer = cache.committer(move |done| sink.lock().unwrap().extend(done));
+    let publication = Publication { key: entry.key, entry: entry.clone(), claim: None, replace };
+    committer.publish(publication).unwrap();
+    committer.flush().unwrap();
+    let outcome = seen.lock().unwrap().pop().unwrap();
+    assert_eq!(outcome.0, entry.key);
+    outcome.1
+}
+
+/// Makes and publishes.
+pub fn put(cache: &Cache, name: &str, text: &str) -> (Entry, Published) {
+    let (_attempt, entry) = make(cache, name, text);
+    let outcome = publish(cache, &entry, false);
+    (entry, outcome)
+}
+
+pub fn output<'a>(entry: &'a Entry, port: &str) -> &'a Output {
+    entry.outputs.iter().find(|o| o.port == port).unwrap()
+}
+
+pub fn read(cache: &Cache, output: &Output) -> String {
+    fs::read_to_string(cache.object(&output.digest)).unwrap()
+}
+
+/// Overwrites read-only bytes.
+pub fn scribble(path: &Path, bytes: &[u8]) {
+    let _ = fs::remove_file(path);
+    fs::write(path, bytes).unwrap();
+}
+
+/// This test binary, running only `test` of it on `root`.
+pub fn child(test: &str, root: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env("CACHE_TEST_ROOT", root).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(Stdio::null());
+    command
+}
+
+/// The cache to work on when this process is such a child.
+pub fn as_child() -> Option<Cache> {
+    std::env::var_os("CACHE_TEST_ROOT").map(|root| Cache::open(root).unwrap())
+}
