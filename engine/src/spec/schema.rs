@@ -1,0 +1,166 @@
+//! JSON Schema (draft 2020-12) of a pipeline file, for editors.
+//!
+//! The stages' own schemas go in as they are; `with` and `in` depend on `stage`.
+
+use serde_json::{Map, Value, json};
+
+use crate::stage::{Entry, In, Registry};
+
+/// The schema of a pipeline over these stages.
+pub fn schema(registry: &Registry) -> Value {
+    let mut definitions = Map::new();
+    for entry in registry.0 {
+        let mut schema = (entry.schema)();
+        rebase(&mut schema, &format!("#/$defs/with_{}", entry.name));
+        if let Some(object) = schema.as_object_mut() {
+            object.remove("$schema");
+            open(object);
+        }
+        definitions.insert(format!("with_{}", entry.name), schema);
+    }
+    definitions.insert("step".into(), step(registry));
+    definitions.insert("profile".into(), profile());
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "pipeline",
+        "type": "object",
+        "required": ["steps"],
+        "additionalProperties": false,
+        "patternProperties": { "^x-": {} },
+        "properties": {
+            "name": { "type": "string", "description": "What the pipeline is called; by default the file's name." },
+            "include": {
+                "description": "Other files whose params, profiles and steps are added; relative to this file.",
+                "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }]
+            },
+            "params": { "type": "object", "description": "Values for `${params.NAME}`, overridden by `--set NAME=VALUE`." },
+            "profiles": {
+                "type": "object",
+                "description": "Named changes to params and steps: `pipe run --profile NAME`.",
+                "additionalProperties": { "$ref": "#/$defs/profile" }
+            },
+            "steps": { "type": "object", "additionalProperties": { "$ref": "#/$defs/step" } },
+            "outputs": {
+                "type": "object",
+                "description": "What to copy where after a run; `to` is relative to the current directory.",
+                "additionalProperties": {
+                    "type": "object",
+                    "required": ["from", "to"],
+                    "additionalProperties": false,
+                    "properties": {
+                        "from": { "type": "string", "description": "`step.port`" },
+                        "to": { "type": "string" }
+                    }
+                }
+            }
+        },
+        "$defs": definitions
+    })
+}
+
+fn step(registry: &Registry) -> Value {
+    let names: Vec<&str> = registry.0.iter().map(|entry| entry.name).collect();
+    let mut step = json!({
+        "type": "object",
+        "required": ["stage"],
+        "properties": fields(),
+        "additionalProperties": false,
+        "allOf": registry.0.iter().map(branch).collect::<Vec<_>>()
+    });
+    let docs: Vec<String> = registry.0.iter().map(|e| format!("{}: {}", e.name, e.doc)).collect();
+    step["properties"]["stage"] = json!({
+        "anyOf": [{ "enum": names }, { "type": "string", "pattern": "\\$\\{" }],
+        "description": format!("What kind of work it is.\n{}", docs.join("\n"))
+    });
+    step
+}
+
+/// What `stage: X` says about `with` and `in`.
+fn branch(entry: &Entry) -> Value {
+    let then = if entry.name == "command" {
+        json!({ "required": ["run"], "properties": { "with": false } })
+    } else {
+        let inputs = (entry.ports)().inputs;
+        let required: Vec<&str> = inputs.iter().filter(|p| p.required).map(|p| p.name).collect();
+        let doc = |port: &In| (port.name.to_string(), json!({ "description": port.doc }));
+        let ports: Map<String, Value> = inputs.iter().map(doc).collect();
+        json!({ "properties": {
+            "with": { "$ref": format!("#/$defs/with_{}", entry.name) },
+            "in": { "properties": ports, "required": required, "additionalProperties": false },
+            "run": false, "out": false, "env": false, "secrets": false
+        } })
+    };
+    json!({ "if": { "required": ["stage"], "properties": { "stage": { "const": entry.name } } }, "then": then })
+}
+
+fn fields() -> Value {
+    let source = json!({ "type": ["string", "null", "array"], "items": { "type": "string" } });
+    let text = json!({ "type": ["string", "number", "boolean"] });
+    json!({
+        "in": { "type": "object", "additionalProperties": source,
+            "description": "What feeds each input port: `step.port`, `step[VALUE].port`, `step[*].port`, a path (`./`, `../`, `/`, `~/`) or `hf:owner/name@revision`." },
+        "with": { "type": "object", "description": "The stage's parameters." },
+        "matrix": { "type": ["object", "null"], "description": "Axes and their values, `0..3` or a list: one instance for every combination but those of `exclude`." },
+        "resources": {
+            "type": "object", "additionalProperties": false,
+            "description": "What it takes while it runs.",
+            "properties": {
+                "cpu": { "type": ["integer", "string"], "description": "Cpu slots." },
+                "gpu": { "type": ["integer", "string"], "description": "Whole GPUs." },
+                "memory": { "type": ["integer", "string"], "description": "`8GiB`, or bytes." },
+                "vram": { "type": ["integer", "string"], "description": "GPU memory: `8GiB`, or bytes." }
+            }
+        },
+        "retries": { "type": ["integer", "string"], "description": "How often to try again after a crash, a time-out or a lost worker." },
+        "timeout": { "type": ["number", "string"], "description": "`90` seconds, `10m`, `2h`." },
+        "after": { "type": ["string", "array"], "items": { "type": "string" }, "description": "Steps that must be done first though nothing flows." },
+        "cache": { "type": ["boolean", "string"], "description": "`false`: always run." },
+        "run": { "type": ["array", "string"], "items": text, "description": "Program and arguments; one text is a program for `sh`." },
+        "out": { "type": ["array", "object"], "description": "Output ports, or ports and file names." },
+        "env": { "type": "object", "additionalProperties": text, "description": "Environment variables; part of the key." },
+        "secrets": { "type": "array", "items": { "type": "string" }, "description": "Variables passed through; never part of the key, masked." }
+    })
+}
+
+fn profile() -> Value {
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "params": { "type": "object" },
+            "steps": { "type": "object", "additionalProperties": { "type": "object",
+                "properties": fields(), "description": "Fields laid over the step's; `null` takes one away." } }
+        }
+    })
+}
+
+/// Lets `#/$defs/X` of a stage's schema mean the same inside this one.
+fn rebase(schema: &mut Value, at: &str) {
+    match schema {
+        Value::Object(object) => {
+            if let Some(Value::String(target)) = object.get_mut("$ref")
+                && let Some(rest) = target.strip_prefix('#')
+            {
+                *target = format!("{at}{rest}");
+            }
+            object.values_mut().for_each(|value| rebase(value, at));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| rebase(value, at)),
+        _ => {}
+    }
+}
+
+/// Any parameter may be a `${…}` in place of its value, numbers may be texts like `2e6`, lists ranges.
+fn open(object: &mut Map<String, Value>) {
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        for schema in properties.values_mut() {
+            let description = schema.get("description").cloned();
+            let filled = json!({ "type": "string", "pattern": "\\$\\{|^[-+0-9._eE]+$" });
+            let mut either = json!({ "anyOf": [schema.take(), filled] });
+            if let Some(description) = description {
+                either["description"] = description;
+            }
+            *schema = either;
+        }
+    }
+}
