@@ -1,0 +1,343 @@
+//! The stage `command`: any program, any language, in an empty private directory.
+//!
+//! Inputs appear as `in/<port>/<name>`, outputs are made below `out/`, all relative to the current
+//! directory, so that a program which prints its arguments prints the same everywhere. Standard
+//! input is closed; of the environment only what is listed below passes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::{Pid, Signal};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::interpolate;
+use crate::stage::{Cancelled, Context, Ports, Stage};
+
+/// Variables of the user's environment that every command gets.
+const PASSED: [&str; 10] = [
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "TZ",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+];
+/// How long a program may take to stop after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often a changed `${checkpoint}` is sealed while the program runs.
+const SEAL_EVERY: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub struct Command;
+
+/// What to run; written as fields of the step itself, not under `with`.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// The program and its arguments.
+    pub run: Vec<String>,
+    /// Output ports and the file names that the program makes (by default the port's name).
+    #[serde(default)]
+    pub out: BTreeMap<String, Option<String>>,
+    /// Environment variables; part of the key, and visible.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+impl Stage for Command {
+    const NAME: &'static str = "command";
+    const VERSION: u32 = 1;
+    const DOC: &'static str = "Runs any program in an empty private directory.";
+    type Params = Params;
+
+    fn ports() -> Ports {
+        Ports { inputs: &[], outputs: &[] }
+    }
+
+    fn check(params: &Params) -> Vec<(String, String)> {
+        let bad = |name: &&String| {
+            name.is_empty() || name.starts_with('/') || name.split('/').any(|p| p == "..")
+        };
+        let outs = params.out.iter().map(|(port, name)| name.as_ref().unwrap_or(port));
+        let mut found: Vec<_> = outs
+            .filter(bad)
+            .map(|name| {
+                ("out".to_string(), format!("`{name}` is no path inside the step's directory"))
+            })
+            .collect();
+        if params.run.is_empty() {
+            found.push(("run".into(), "nothing to run".into()));
+        }
+        found
+    }
+
+    fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+        let work = Work::prepare(params, ctx)?;
+        let arguments = work.fill_run(&params.run)?;
+        let result = work.execute(&arguments, params, ctx);
+        work.seal(ctx)?;
+        let status = result?;
+        if !status.success() {
+            bail!("`{}` {}", arguments[0], describe(status));
+        }
+        work.collect(params, ctx)
+    }
+}
+
+/// The private directory of one attempt.
+struct Work {
+    dir: PathBuf,
+    /// What `${in.port}` and its like stand for, relative to `dir`.
+    values: BTreeMap<String, Vec<String>>,
+}
+
+impl Work {
+    fn prepare(params: &Params, ctx: &mut Context) -> Result<Work> {
+        let dir = ctx.dir().join("work");
+        let _ = fs::remove_dir_all(&dir);
+        let mut values = BTreeMap::new();
+        for (port, inputs) in &ctx.inputs {
+            let folder = Path::new("in").join(port);
+            fs::create_dir_all(dir.join(&folder))?;
+            let mut paths = Vec::new();
+            for (i, input) in inputs.iter().enumerate() {
+                let mut path = folder.join(&input.name);
+                if dir.join(&path).symlink_metadata().is_ok() {
+                    path = folder.join(i.to_string()).join(&input.name);
+                    fs::create_dir_all(dir.join(&path).parent().unwrap_or(&dir))?;
+                }
+                std::os::unix::fs::symlink(&input.path, dir.join(&path))?;
+                paths.push(path.to_string_lossy().into_owned());
+            }
+            values.insert(format!("in.{port}"), paths);
+        }
+        for (port, name) in &params.out {
+            let path = Path::new("out").join(name.as_ref().unwrap_or(port));
+            fs::create_dir_all(dir.join(&path).parent().unwrap_or(&dir))?;
+            values.insert(format!("out.{port}"), vec![path.to_string_lossy().into_owned()]);
+        }
+        for place in ["out", "scratch", "checkpoint"] {
+            fs::create_dir_all(dir.join(place))?;
+        }
+        values.insert("scratch".into(), vec!["scratch".into()]);
+        values.insert("checkpoint".into(), vec!["checkpoint".into()]);
+        if let Some(sealed) = ctx.checkpoint_latest() {
+            copy_tree(&sealed.dir, &dir.join("checkpoint"))?;
+        }
+        Ok(Work { dir, values })
+    }
+
+    /// Fills in what the plan left open.
+    fn fill_run(&self, run: &[String]) -> Result<Vec<String>> {
+        interpolate::fill_run(run, &|name| self.value(name)).map_err(|e| anyhow!(e))
+    }
+
+    fn fill_env(&self, env: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+        let fill = |(name, value): (&String, &String)| {
+            let value = interpolate::fill(value, false, &|name| self.value(name));
+            Ok((name.clone(), value.map_err(|e| anyhow!(e))?))
+        };
+        env.iter().map(fill).collect()
+    }
+
+    fn value(&self, name: &str) -> Result<Vec<String>, String> {
+        let none = || format!("`${{{name}}}` stands for nothing here");
+        self.values.get(name).cloned().ok_or_else(none)
+    }
+
+    fn execute(
+        &self,
+        arguments: &[String],
+        params: &Params,
+        ctx: &mut Context,
+    ) -> Result<ExitStatus> {
+        let secrets: Vec<(String, String)> = ctx
+            .secrets()
+            .iter()
+            .filter_map(|n| Some((n.clone(), std::env::var(n).ok()?)))
+            .collect();
+        for name in ctx.secrets().to_vec() {
+            if std::env::var_os(&name).is_none() {
+                ctx.note(format!("`{name}` of `secrets` is not set in the environment"));
+            }
+        }
+        let mut process = Process::new(self.program(&arguments[0]));
+        process.args(&arguments[1..]).current_dir(&self.dir).stdin(Stdio::null()).env_clear();
+        process.envs(PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        process.envs(self.fill_env(&params.env)?).envs(secrets.iter().cloned()).process_group(0);
+        if !secrets.is_empty() {
+            process.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
+        unsafe {
+            process.pre_exec(|| {
+                Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+            });
+        }
+        let mut child = process.spawn().map_err(|error| cannot_run(&arguments[0], &error))?;
+        let masks: Vec<String> = secrets.into_iter().map(|(_, value)| value).collect();
+        std::thread::scope(|scope| {
+            for pipe in [child.stdout.take().map(boxed), child.stderr.take().map(boxed)]
+                .into_iter()
+                .flatten()
+            {
+                scope.spawn(|| masked(pipe, &masks));
+            }
+            self.wait(&mut child, ctx)
+        })
+    }
+
+    /// A program given as a path into the step's directory is found from there.
+    fn program(&self, name: &str) -> PathBuf {
+        if name.contains('/') { self.dir.join(name) } else { name.into() }
+    }
+
+    /// Waits for the program; passes a cancel on, first politely.
+    fn wait(&self, child: &mut Child, ctx: &mut Context) -> Result<ExitStatus> {
+        let group = Pid::from_child(child);
+        let (mut pause, mut asked, mut sealed) = (Duration::from_micros(200), None, Instant::now());
+        loop {
+            if let Some(status) = child.try_wait()? {
+                if asked.is_some() {
+                    return Err(Cancelled.into());
+                }
+                return Ok(status);
+            }
+            match asked {
+                None if ctx.cancelled() => {
+                    let _ = rustix::process::kill_process_group(group, Signal::TERM);
+                    asked = Some(Instant::now());
+                }
+                Some(when) if when.elapsed() > GRACE => {
+                    let _ = rustix::process::kill_process_group(group, Signal::KILL);
+                }
+                _ => {}
+            }
+            if sealed.elapsed() > SEAL_EVERY {
+                self.seal(ctx)?;
+                sealed = Instant::now();
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Seals what the program has put into `${checkpoint}`, unless it is just writing there.
+    fn seal(&self, ctx: &mut Context) -> Result<()> {
+        let dir = self.dir.join("checkpoint");
+        let Some(newest) = newest_change(&dir) else { return Ok(()) };
+        let Ok(position) = newest.duration_since(SystemTime::UNIX_EPOCH) else { return Ok(()) };
+        let position = position.as_millis() as u64;
+        if ctx.checkpoint_latest().is_some_and(|last| last.position >= position) {
+            return Ok(());
+        }
+        let result = ctx.checkpoint_save(position, |to| {
+            copy_tree(&dir, to)?;
+            if newest_change(&dir) != Some(newest) {
+                bail!("`${{checkpoint}}` changed while it was copied");
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            ctx.note(format!("checkpoint not sealed: {error:#}"));
+        }
+        Ok(())
+    }
+
+    fn collect(&self, params: &Params, ctx: &mut Context) -> Result<()> {
+        for (port, name) in &params.out {
+            let made = self.dir.join("out").join(name.as_ref().unwrap_or(port));
+            if made.symlink_metadata().is_err() {
+                bail!(
+                    "the command ended well but made no `{}` for its output `{port}`\nhint: write it to `${{out.{port}}}`",
+                    name.as_ref().unwrap_or(port)
+                );
+            }
+            let to = ctx.output(port)?;
+            fs::rename(&made, &to).with_context(|| format!("cannot keep output `{port}`"))?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (_, Some(signal)) => format!("was killed by signal {signal}"),
+        _ => "ended in an unknown way".into(),
+    }
+}
+
+fn boxed(pipe: impl Read + Send + 'static) -> Box<dyn Read + Send> {
+    Box::new(pipe)
+}
+
+/// Why a program did not start, and what helps.
+fn cannot_run(program: &str, error: &std::io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        ErrorKind::NotFound if program.contains('/') => {
+            "it, or the interpreter its first line names, is not there"
+        }
+        ErrorKind::NotFound => {
+            "there is no such program in PATH; install it or name it by its path"
+        }
+        ErrorKind::PermissionDenied => {
+            "make it executable (`chmod +x`) or name its interpreter first, as in `run: [sh, …]`"
+        }
+        _ => return anyhow::anyhow!("cannot run `{program}`: {error}"),
+    };
+    anyhow::anyhow!("cannot run `{program}`: {error}\nhint: {hint}")
+}
+
+/// Copies `pipe` to the log line by line, without the secrets.
+fn masked(pipe: Box<dyn Read + Send>, masks: &[String]) {
+    use std::io::Write;
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        let mut text = String::from_utf8_lossy(&line).into_owned();
+        for mask in masks.iter().filter(|mask| !mask.is_empty()) {
+            text = text.replace(mask.as_str(), "***");
+        }
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        line.clear();
+    }
+}
+
+fn newest_change(dir: &Path) -> Option<SystemTime> {
+    let items = fs::read_dir(dir).ok()?;
+    let of = |path: PathBuf| {
+        let own = path.symlink_metadata().ok()?.modified().ok()?;
+        Some(newest_change(&path).map_or(own, |inner| inner.max(own)))
+    };
+    items.flatten().filter_map(|item| of(item.path())).max()
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for item in fs::read_dir(from)? {
+        let (item, kind) = {
+            let item = item?;
+            let kind = item.file_type()?;
+            (item, kind)
+        };
+        let target = to.join(item.file_name());
+        if kind.is_dir() {
+            copy_tree(&item.path(), &target)?;
+        } else if kind.is_file() {
+            reflink_copy::reflink_or_copy(item.path(), &target)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! The closed list of what can be observed of a run: one fact, one event, one line of its record.
+
+use cache::{Key, Output};
+use serde::{Deserialize, Serialize};
+
+use crate::stage::Report;
+
+/// An event with its time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stamped {
+    /// Seconds since the run started.
+    pub t: f64,
+    /// What happened.
+    #[serde(rename = "e")]
+    pub event: Event,
+}
+
+/// What happened. Steps are named by their position in the plan.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Event {
+    /// The run began.
+    Started {
+        /// Steps of the plan that this run looks at.
+        steps: usize,
+        /// Cpu slots.
+        jobs: usize,
+    },
+    /// An entry was there; nothing to do.
+    Cached {
+        /// Position in the plan.
+        step: usize,
+        /// Its key.
+        key: Key,
+        /// What it took when it ran, in seconds.
+        saved_s: f64,
+        /// The artifacts.
+        outputs: Vec<Output>,
+    },
+    /// Another process works on the same key.
+    Waiting {
+        /// Position in the plan.
+        step: usize,
+        /// Who does the work.
+        holder: String,
+    },
+    /// A worker took the step.
+    Launched {
+        /// Position in the plan.
+        step: usize,
+        /// Its key.
+        key: Key,
+        /// 1 for the first attempt of this run.
+        attempt: u32,
+        /// The attempt's directory, below the store.
+        dir: String,
+        /// Position of the sealed checkpoint it starts from.
+        resumed: Option<u64>,
+    },
+    /// The stage said something.
+    Reported {
+        /// Position in the plan.
+        step: usize,
+        /// What it said.
+        report: Report,
+    },
+    /// The step is done, its artifacts are there.
+    Finished {
+        /// Position in the plan.
+        step: usize,
+        /// Its key.
+        key: Key,
+        /// Wall time of the attempt.
+        seconds: f64,
+        /// The artifacts.
+        outputs: Vec<Output>,
+    },
+    /// An attempt failed.
+    Failed {
+        /// Position in the plan.
+        step: usize,
+        /// Its key, when it was known.
+        key: Option<Key>,
+        /// What kind of failure.
+        failure: Failure,
+        /// For people.
+        message: String,
+        /// The end of the attempt's log.
+        log: String,
+        /// Whether it will be tried again.
+        retry: bool,
+    },
+    /// The step was not run, since another failed or the run was stopped.
+    Skipped {
+        /// Position in the plan.
+        step: usize,
+        /// The step that failed, if that was the reason.
+        because: Option<usize>,
+    },
+    /// Its entry is on disk for everybody.
+    Durable {
+        /// Position in the plan.
+        step: usize,
+    },
+    /// Something a person should read.
+    Note {
+        /// The text.
+        text: String,
+    },
+    /// The run ended.
+    Ended {
+        /// How.
+        summary: Summary,
+    },
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// The stage or command returned an error.
+    Error,
+    /// The stage panicked.
+    Panic,
+    /// The numbers are no numbers any more.
+    Diverged,
+    /// The worker vanished.
+    Crash,
+    /// The worker was killed by the kernel for memory.
+    OutOfMemory,
+    /// It ran past its time-out.
+    Timeout,
+    /// The run was stopped.
+    Cancelled,
+    /// A user's file is missing, unreadable or changed while it was read.
+    Input,
+}
+
+impl Failure {
+    /// Whether trying again can help.
+    pub fn retriable(self) -> bool {
+        matches!(self, Failure::Crash | Failure::OutOfMemory | Failure::Timeout)
+    }
+}
+
+/// Totals of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Hits.
+    pub cached: usize,
+    /// Executed with success.
+    pub ran: usize,
+    /// Failed for good.
+    pub failed: usize,
+    /// Not run.
+    pub skipped: usize,
+    /// Wall time.
+    pub seconds: f64,
+    /// What the hits took when they ran.
+    pub saved_s: f64,
+    /// Stopped by the user.
+    pub interrupted: bool,
+}

@@ -1,0 +1,193 @@
+//! Brings a granted step to a worker: claim, second look, lost bytes, attempt, order.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use cache::{Claimed, Digest, Key, Output};
+
+use super::{Executor, Running};
+use crate::event::{Event, Failure};
+use crate::lookup::{self, Artifact, Inputs};
+use crate::wire::{Frozen, FrozenInput, Order};
+use crate::worker::LOG;
+
+impl Executor<'_> {
+    /// Starts a step that was granted its slots, or says why it cannot start.
+    pub(super) fn launch(&mut self, at: usize) {
+        let step = self.steps[at];
+        let key = self.settled[step].key.expect("looked up before");
+        let claim = if self.plan.steps[step].cache {
+            match self.cache.claim(&key, &self.who(step)) {
+                Ok(Claimed::Mine(claim)) => Some(claim),
+                Ok(Claimed::Busy(holder)) => return self.block(at, &holder.who),
+                Err(error) => return self.refuse(at, format!("cannot claim the step: {error}")),
+            }
+        } else {
+            None
+        };
+        // Whoever held the claim before may have done the work meanwhile.
+        if !self.must_run(step)
+            && let Ok(Some(entry)) = self.cache.lookup(&key)
+        {
+            self.cached(step, entry);
+            return self.schedule.done(at);
+        }
+        let inputs = match self.artifacts(step) {
+            Ok(inputs) => inputs,
+            Err(message) => return self.refuse(at, message),
+        };
+        let lost = self.lost_inputs(&inputs);
+        if !lost.is_empty() {
+            return self.rewind(at, &lost);
+        }
+        if let Err(message) = self.start(at, key, claim, inputs) {
+            self.refuse(at, message);
+        }
+    }
+
+    fn who(&self, step: usize) -> String {
+        format!(
+            "`{}` of run {} (process {})",
+            self.plan.steps[step].name,
+            self.run_id,
+            std::process::id()
+        )
+    }
+
+    fn block(&mut self, at: usize, holder: &str) {
+        self.schedule.blocked(at);
+        if self.blocked.insert(at, Instant::now()).is_none() && self.waiting.insert(at) {
+            self.emit(Event::Waiting { step: self.steps[at], holder: holder.into() });
+        }
+    }
+
+    fn refuse(&mut self, at: usize, message: String) {
+        self.fail_early(at, Failure::Input, message);
+    }
+
+    fn artifacts(&self, step: usize) -> Result<Vec<(String, Vec<Artifact>)>, String> {
+        let inputs = Inputs {
+            plan: self.plan,
+            files: &self.files,
+            outputs: &|s| self.settled[s].outputs.as_deref(),
+        };
+        let ports = self.plan.steps[step].inputs.iter();
+        ports.map(|port| Ok((port.name.clone(), lookup::artifacts(&inputs, port)?))).collect()
+    }
+
+    /// Steps whose artifacts are needed now and are not in the store any more.
+    fn lost_inputs(&self, inputs: &[(String, Vec<Artifact>)]) -> Vec<usize> {
+        let mut lost: Vec<usize> = inputs
+            .iter()
+            .flat_map(|(port, artifacts)| artifacts.iter().map(move |a| (port, a)))
+            .filter_map(|(port, a)| {
+                let output = Output {
+                    port: port.clone(),
+                    index: a.index,
+                    name: a.name.clone(),
+                    kind: a.kind,
+                    digest: a.digest,
+                    bytes: a.bytes,
+                };
+                a.step.filter(|_| !self.cache.present(&output))
+            })
+            .collect();
+        lost.sort_unstable();
+        lost.dedup();
+        lost
+    }
+
+    fn rewind(&mut self, at: usize, lost: &[usize]) {
+        for &step in lost {
+            self.rewound[step] = true;
+            let name = &self.plan.steps[step].name;
+            let text = format!(
+                "`{name}` runs again: its artifacts are gone from the store and `{}` needs them",
+                self.plan.steps[self.steps[at]].name
+            );
+            self.emit(Event::Note { text });
+        }
+        let place = |step: &usize| self.steps.binary_search(step).expect("upstream is selected");
+        let lost: Vec<usize> = lost.iter().map(place).collect();
+        self.schedule.rewind(at, &lost);
+    }
+
+    fn start(
+        &mut self,
+        at: usize,
+        key: Key,
+        claim: Option<cache::Claim>,
+        inputs: Vec<(String, Vec<Artifact>)>,
+    ) -> Result<(), String> {
+        let step = self.steps[at];
+        let cannot = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what}: {e}");
+        let anew = self.options.fresh.contains(&step) || self.options.force.contains(&step);
+        if anew && self.attempts[step] == 0 {
+            self.cache.checkpoints_drop(&key).map_err(|e| cannot("drop checkpoints", &e))?;
+        }
+        let attempt = self.cache.attempt(&key).map_err(|e| cannot("make an attempt", &e))?;
+        let dir = attempt.dir.clone();
+        let wanted = self.plan.steps[step].resources.gpu.min(self.free_gpus.len() as u32) as usize;
+        let gpus: Vec<String> = self.free_gpus.drain(..wanted).collect();
+        let threads = super::slots(self.plan, step, self.registry, self.options).cpu as usize;
+        let worker = self.pool.take(&(threads, gpus.clone()), &dir.join(LOG));
+        let worker = worker.map_err(|e| cannot("start a worker", &e))?;
+        let resumed = self.cache.checkpoint_latest(&key).map(|(position, _)| position);
+        let order = self.order(step, key, threads, inputs, &dir);
+        self.attempts[step] += 1;
+        self.by_worker.insert(worker, at);
+        let running = Running { worker, claim, attempt, started: Instant::now(), gpus, key };
+        self.running.insert(at, running);
+        self.emit(Event::Launched {
+            step,
+            key,
+            attempt: self.attempts[step],
+            dir: dir.strip_prefix(self.cache.root()).unwrap_or(&dir).display().to_string(),
+            resumed,
+        });
+        if self.pool.order(worker, &order).is_err() {
+            self.lost(at, Failure::Crash);
+        }
+        Ok(())
+    }
+
+    fn order(
+        &self,
+        step: usize,
+        key: Key,
+        threads: usize,
+        inputs: Vec<(String, Vec<Artifact>)>,
+        dir: &std::path::Path,
+    ) -> Order {
+        let planned = &self.plan.steps[step];
+        let mut places: BTreeMap<Digest, std::path::PathBuf> = BTreeMap::new();
+        let mut frozen_inputs = BTreeMap::new();
+        for (port, artifacts) in inputs {
+            let freeze = |a: Artifact| {
+                if let Some(path) = a.path {
+                    places.insert(a.digest, path);
+                }
+                FrozenInput {
+                    index: a.index,
+                    name: a.name,
+                    digest: a.digest,
+                    kind: a.kind,
+                    bytes: a.bytes,
+                }
+            };
+            frozen_inputs.insert(port, artifacts.into_iter().map(freeze).collect());
+        }
+        let image = self.images[step].as_ref().expect("looked up before");
+        let frozen = Frozen {
+            key,
+            stage: planned.stage.clone(),
+            version: image.version,
+            params: planned.params.clone(),
+            inputs: frozen_inputs,
+            ports: planned.ports.clone(),
+            threads,
+            secrets: planned.secrets.clone(),
+        };
+        Order::Run { frozen: Box::new(frozen), attempt: dir.to_path_buf(), places }
+    }
+}

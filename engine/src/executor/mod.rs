@@ -1,0 +1,378 @@
+//! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
+//!
+//! `launch.rs` brings a granted step to a worker, `settle.rs` takes what came back. Everything
+//! observable leaves as an [`Event`] through one function, in the order in which it happened.
+
+mod launch;
+mod options;
+mod settle;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use cache::{Attempt, Cache, Claim, Committer, Key, Output, Published};
+
+pub use options::Options;
+
+use crate::event::{Event, Failure, Summary};
+use crate::inputs::UserFile;
+use crate::key::PreImage;
+use crate::lookup::{self, Inputs};
+use crate::plan::Plan;
+use crate::pool::{Launcher, Message, Pool};
+use crate::schedule::{Command, Need, Schedule, Slots, State};
+use crate::stage::{Cpu, Registry};
+use crate::wire::{Answer, Order};
+
+/// How often time-outs, foreign claims and the user's Ctrl-C are looked at.
+const TICK: Duration = Duration::from_millis(40);
+
+/// What is known of each step after a run.
+#[derive(Clone, Debug, Default)]
+pub struct Settled {
+    /// Its key, once its inputs were known.
+    pub key: Option<Key>,
+    /// Its artifacts, once it was done.
+    pub outputs: Option<Vec<Output>>,
+}
+
+/// What a run came to.
+pub struct Outcome {
+    /// Totals.
+    pub summary: Summary,
+    /// By position in the plan.
+    pub steps: Vec<Settled>,
+}
+
+/// What a run needs beside the plan.
+pub struct Setting<'a> {
+    /// All stages.
+    pub registry: Registry,
+    /// The store.
+    pub cache: &'a Cache,
+    /// How workers come to life.
+    pub launcher: Launcher,
+    /// Build of the binary, for the handshake and the record.
+    pub build: &'a str,
+    /// Id of the run, shown to whoever waits for it.
+    pub run: &'a str,
+    /// Raised by each Ctrl-C: 1 stops cleanly, 2 at once.
+    pub interrupts: &'a AtomicU32,
+}
+
+/// Runs `plan`. Events go to `sink` as they happen.
+pub fn run(
+    plan: &Plan,
+    setting: Setting<'_>,
+    options: &Options,
+    sink: &mut dyn FnMut(Event),
+) -> Result<Outcome> {
+    crate::descendants::adopt();
+    Executor::new(plan, setting, options, sink)?.run()
+}
+
+enum Heard {
+    Worker(Message),
+    Durable(Vec<(Key, Published)>),
+}
+
+/// A launched step.
+struct Running {
+    worker: u64,
+    claim: Option<Claim>,
+    attempt: Attempt,
+    started: Instant,
+    gpus: Vec<String>,
+    key: Key,
+}
+
+struct Executor<'a> {
+    plan: &'a Plan,
+    options: &'a Options,
+    registry: Registry,
+    cache: &'a Cache,
+    run_id: &'a str,
+    build: &'a str,
+    interrupts: &'a AtomicU32,
+    sink: &'a mut dyn FnMut(Event),
+    schedule: Schedule,
+    /// Positions in the plan of the steps this run looks at, and back.
+    steps: Vec<usize>,
+    settled: Vec<Settled>,
+    images: Vec<Option<PreImage>>,
+    files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    attempts: Vec<u32>,
+    rewound: Vec<bool>,
+    running: HashMap<usize, Running>,
+    by_worker: HashMap<u64, usize>,
+    blocked: HashMap<usize, Instant>,
+    waiting: HashSet<usize>,
+    by_key: HashMap<Key, usize>,
+    free_gpus: Vec<String>,
+    pool: Pool,
+    committer: Committer,
+    heard: Receiver<Heard>,
+    started: Instant,
+    summary: Summary,
+    stopping: u32,
+}
+
+impl<'a> Executor<'a> {
+    fn new(
+        plan: &'a Plan,
+        setting: Setting<'a>,
+        options: &'a Options,
+        sink: &'a mut dyn FnMut(Event),
+    ) -> Result<Executor<'a>> {
+        let steps = options.selection(plan);
+        let place: HashMap<usize, usize> = steps.iter().enumerate().map(|(i, &s)| (s, i)).collect();
+        let need = |&step: &usize| Need {
+            after: lookup::upstream(plan, step)
+                .into_iter()
+                .filter_map(|s| place.get(&s).copied())
+                .collect(),
+            slots: slots(plan, step, setting.registry, options),
+            cost: 1.0,
+        };
+        let needs: Vec<Need> = steps.iter().map(need).collect();
+        let pool =
+            Slots { cpu: options.jobs, gpu: options.gpus.len() as u32, memory: options.memory };
+        let (sender, heard) = channel();
+        let durable = sender.clone();
+        let committer =
+            setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
+        Ok(Executor {
+            schedule: Schedule::new(&needs, pool, options.keep_going),
+            files: lookup::user_files(plan, &steps, setting.cache),
+            steps,
+            plan,
+            options,
+            registry: setting.registry,
+            cache: setting.cache,
+            run_id: setting.run,
+            build: setting.build,
+            interrupts: setting.interrupts,
+            sink,
+            settled: vec![Settled::default(); plan.steps.len()],
+            images: vec![None; plan.steps.len()],
+            attempts: vec![0; plan.steps.len()],
+            rewound: vec![false; plan.steps.len()],
+            running: HashMap::new(),
+            by_worker: HashMap::new(),
+            blocked: HashMap::new(),
+            waiting: HashSet::new(),
+            by_key: HashMap::new(),
+            free_gpus: options.gpus.clone(),
+            pool: Pool::new(
+                setting.launcher,
+                setting.cache,
+                setting.build,
+                Arc::new(move |m| sender.send(Heard::Worker(m)).is_ok()),
+            ),
+            committer,
+            heard,
+            started: Instant::now(),
+            summary: Summary::default(),
+            stopping: 0,
+        })
+    }
+
+    fn run(mut self) -> Result<Outcome> {
+        self.emit(Event::Started { steps: self.steps.len(), jobs: self.options.jobs as usize });
+        while !self.schedule.finished() {
+            while let Some(command) = self.schedule.next_command() {
+                match command {
+                    Command::Look(at) => self.look(at),
+                    Command::Launch(at) => self.launch(at),
+                }
+            }
+            self.tell_skipped();
+            if self.schedule.finished() {
+                break;
+            }
+            match self.heard.recv_timeout(TICK) {
+                Ok(heard) => self.hear(heard),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.tick();
+        }
+        self.tell_skipped();
+        self.pool.close();
+        let flushed = self.committer.flush();
+        while let Ok(heard) = self.heard.try_recv() {
+            self.hear(heard);
+        }
+        self.summary.seconds = self.started.elapsed().as_secs_f64();
+        self.summary.interrupted = self.stopping > 0;
+        let summary = self.summary.clone();
+        self.emit(Event::Ended { summary: summary.clone() });
+        flushed?;
+        Ok(Outcome { summary, steps: self.settled })
+    }
+
+    fn emit(&mut self, event: Event) {
+        (self.sink)(event);
+    }
+
+    fn tell_skipped(&mut self) {
+        for (at, because) in self.schedule.take_skipped() {
+            self.summary.skipped += 1;
+            self.blocked.remove(&at);
+            let because = because.map(|at| self.steps[at]);
+            self.emit(Event::Skipped { step: self.steps[at], because });
+        }
+    }
+
+    /// Computes the key of a step whose inputs are known, and looks it up.
+    fn look(&mut self, at: usize) {
+        let step = self.steps[at];
+        let inputs = Inputs {
+            plan: self.plan,
+            files: &self.files,
+            outputs: &|s| self.settled[s].outputs.as_deref(),
+        };
+        let image = match lookup::pre_image(&inputs, step, self.registry) {
+            Ok(image) => image,
+            Err(message) => return self.fail_early(at, Failure::Input, message),
+        };
+        let key = image.key();
+        self.images[step] = Some(image);
+        self.settled[step].key = Some(key);
+        self.by_key.insert(key, step);
+        if self.must_run(step) {
+            return self.schedule.miss(at);
+        }
+        match self.cache.lookup(&key) {
+            Ok(Some(entry)) => {
+                self.cached(step, entry);
+                self.schedule.hit(at);
+            }
+            Ok(None) if self.options.only.is_some_and(|only| only != step) => {
+                let message = "its result is not in the cache\nhint: `--only` runs one step and takes the rest as it is; run without it, or with `--until`";
+                self.fail_early(at, Failure::Input, message.into());
+            }
+            Ok(None) => self.schedule.miss(at),
+            Err(error) => {
+                self.fail_early(at, Failure::Error, format!("the cache cannot be read: {error}"))
+            }
+        }
+    }
+
+    /// Whether the step is to run though an entry may be there.
+    fn must_run(&self, step: usize) -> bool {
+        let once = self.options.force.contains(&step) && self.attempts[step] == 0;
+        once || !self.plan.steps[step].cache || self.rewound[step]
+    }
+
+    fn cached(&mut self, step: usize, entry: cache::Entry) {
+        let saved_s = entry.provenance.get("seconds").and_then(|s| s.as_f64()).unwrap_or(0.0);
+        self.summary.cached += 1;
+        self.summary.saved_s += saved_s;
+        self.settled[step].outputs = Some(entry.outputs.clone());
+        self.emit(Event::Cached { step, key: entry.key, saved_s, outputs: entry.outputs });
+    }
+
+    fn fail_early(&mut self, at: usize, failure: Failure, message: String) {
+        let step = self.steps[at];
+        self.summary.failed += 1;
+        let key = self.settled[step].key;
+        self.emit(Event::Failed { step, key, failure, message, log: String::new(), retry: false });
+        self.schedule.failed(at);
+    }
+
+    fn tick(&mut self) {
+        let interrupts = self.interrupts.load(Ordering::Relaxed);
+        if interrupts > self.stopping {
+            self.stop(interrupts);
+        }
+        self.end_overdue();
+        self.poll_blocked();
+    }
+
+    /// The first Ctrl-C lets running steps save a checkpoint; the second ends them.
+    fn stop(&mut self, interrupts: u32) {
+        self.stopping = interrupts;
+        self.schedule.stop();
+        self.blocked.clear();
+        for at in self.running.keys().copied().collect::<Vec<_>>() {
+            let worker = self.running[&at].worker;
+            if interrupts > 1 || self.pool.order(worker, &Order::Cancel).is_err() {
+                self.lost(at, Failure::Cancelled);
+            }
+        }
+    }
+
+    fn end_overdue(&mut self) {
+        let overdue = |(&at, running): (&usize, &Running)| {
+            let limit = self.plan.steps[self.steps[at]].timeout_s?;
+            (running.started.elapsed().as_secs_f64() > limit).then_some(at)
+        };
+        for at in self.running.iter().filter_map(overdue).collect::<Vec<_>>() {
+            self.lost(at, Failure::Timeout);
+        }
+    }
+
+    /// Looks again at steps whose key another process is working on.
+    fn poll_blocked(&mut self) {
+        let due = |(_, since): &(&usize, &Instant)| since.elapsed() > Duration::from_millis(150);
+        let due: Vec<usize> = self.blocked.iter().filter(due).map(|(&at, _)| at).collect();
+        for at in due {
+            let key = self.settled[self.steps[at]].key.expect("a blocked step has a key");
+            match self.cache.claim(&key, "poll") {
+                Ok(cache::Claimed::Busy(_)) => drop(self.blocked.insert(at, Instant::now())),
+                Ok(cache::Claimed::Mine(_)) | Err(_) => {
+                    self.blocked.remove(&at);
+                    if self.schedule.state(at) == State::Blocked {
+                        self.schedule.released(at);
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Durable(done) => self.durable(done),
+            Heard::Worker(Message { worker, answer }) => {
+                let Some(&at) = self.by_worker.get(&worker) else {
+                    if answer.is_none() {
+                        self.pool.throw_away(worker, true);
+                    }
+                    return;
+                };
+                match answer {
+                    Some(Answer::Report { report }) => {
+                        self.emit(Event::Reported { step: self.steps[at], report });
+                    }
+                    Some(Answer::Done { outputs, log }) => self.succeeded(at, outputs, log),
+                    Some(Answer::Failed { failure, message }) => {
+                        self.pool.throw_away(worker, false);
+                        self.attempt_failed(at, failure, message);
+                    }
+                    Some(Answer::Hello { .. }) => {}
+                    None => self.lost(at, Failure::Crash),
+                }
+            }
+        }
+    }
+}
+
+/// What a step takes: its own `resources`, else the stage's default.
+fn slots(plan: &Plan, step: usize, registry: Registry, options: &Options) -> Slots {
+    let step = &plan.steps[step];
+    let default = match registry.get(&step.stage).map(|stage| stage.cpu) {
+        Some(Cpu::All) => options.jobs,
+        _ => 1,
+    };
+    Slots {
+        cpu: step.resources.cpu.unwrap_or(default).clamp(1, options.jobs),
+        gpu: step.resources.gpu.min(options.gpus.len() as u32),
+        memory: step.resources.memory.min(options.memory),
+    }
+}

@@ -1,0 +1,167 @@
+//! Takes what came back: publishes a success, retries or ends a failure.
+
+use std::path::Path;
+
+use cache::{Digest, Entry, Key, Output, Publication, Published};
+use serde_json::json;
+
+use super::Executor;
+use crate::event::{Event, Failure};
+use crate::plan::Source;
+use crate::worker::LOG;
+
+impl Executor<'_> {
+    /// The worker's step succeeded: its artifacts are visible to this run now, and durable for
+    /// everybody after the next group commit.
+    pub(super) fn succeeded(
+        &mut self,
+        at: usize,
+        outputs: Vec<Output>,
+        log: Option<(Digest, u64)>,
+    ) {
+        let step = self.steps[at];
+        if let Err(message) = self.unchanged_inputs(step) {
+            let worker = self.running[&at].worker;
+            self.pool.give_back(worker);
+            return self.attempt_failed(at, Failure::Input, message);
+        }
+        let running = self.running.remove(&at).expect("it was running");
+        self.by_worker.remove(&running.worker);
+        self.pool.give_back(running.worker);
+        self.free_gpus.extend(running.gpus);
+        let seconds = running.started.elapsed().as_secs_f64();
+        let rekeyed = self.settled[step].outputs.as_ref().is_some_and(|old| *old != outputs);
+        self.settled[step].outputs = Some(outputs.clone());
+        if self.plan.steps[step].cache {
+            let entry = self.entry(step, &outputs, log, seconds);
+            let replace = self.options.force.contains(&step) || self.rewound[step];
+            let publication =
+                Publication { key: running.key, entry, claim: running.claim, replace };
+            // A committer that died tells so at the flush, which ends the run with an error.
+            let _ = self.committer.publish(publication);
+        }
+        if rekeyed {
+            let text = format!(
+                "`{}` gave other bytes than the lost ones; what needs it is keyed anew",
+                self.plan.steps[step].name
+            );
+            self.emit(Event::Note { text });
+        }
+        self.rewound[step] = false;
+        self.summary.ran += 1;
+        self.emit(Event::Finished { step, key: running.key, seconds, outputs });
+        self.schedule.done(at);
+    }
+
+    fn entry(
+        &self,
+        step: usize,
+        outputs: &[Output],
+        log: Option<(Digest, u64)>,
+        seconds: f64,
+    ) -> Entry {
+        let image = self.images[step].as_ref().expect("looked up before");
+        let planned = &self.plan.steps[step];
+        let provenance = json!({
+            "stage": planned.stage,
+            "step": planned.name,
+            "pipeline": self.plan.name,
+            "run": self.run_id,
+            "build": self.build,
+            "seconds": seconds,
+            "machine": std::env::consts::ARCH,
+        });
+        Entry::new(image.text(), outputs.to_vec(), log, provenance)
+    }
+
+    fn unchanged_inputs(&self, step: usize) -> Result<(), String> {
+        for source in self.plan.steps[step].inputs.iter().flat_map(|port| &port.sources) {
+            if let Source::Path { path } = source
+                && let Some(Ok(files)) = self.files.get(path)
+            {
+                files.iter().try_for_each(|file| file.unchanged())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The worker is gone, or is to go.
+    pub(super) fn lost(&mut self, at: usize, failure: Failure) {
+        let Some(running) = self.running.get(&at) else { return };
+        let killed = self.pool.throw_away(running.worker, failure == Failure::Crash);
+        let limit = self.plan.steps[self.steps[at]].timeout_s.unwrap_or_default();
+        let (failure, message) = match failure {
+            Failure::Timeout => (failure, format!("it ran longer than its timeout of {limit} s")),
+            Failure::Cancelled => (failure, "stopped".into()),
+            _ if killed => (
+                Failure::OutOfMemory,
+                "the worker was killed (SIGKILL): out of memory, or by hand".into(),
+            ),
+            _ => (failure, "the worker ended without an answer".into()),
+        };
+        self.attempt_failed(at, failure, message);
+    }
+
+    /// An attempt failed and its worker is taken care of.
+    pub(super) fn attempt_failed(&mut self, at: usize, failure: Failure, message: String) {
+        let step = self.steps[at];
+        let running = self.running.remove(&at).expect("it was running");
+        self.by_worker.remove(&running.worker);
+        self.free_gpus.extend(running.gpus);
+        let log = tail(&running.attempt.dir.join(LOG));
+        let stopped = failure == Failure::Cancelled || self.stopping > 0;
+        let retry =
+            failure.retriable() && self.attempts[step] <= self.plan.steps[step].retries && !stopped;
+        self.emit(Event::Failed { step, key: Some(running.key), failure, message, log, retry });
+        if retry {
+            self.schedule.again(at);
+        } else if stopped {
+            self.schedule.again(at); // after a stop this means skipped
+        } else {
+            self.summary.failed += 1;
+            self.schedule.failed(at);
+        }
+    }
+
+    /// A group commit is through.
+    pub(super) fn durable(&mut self, done: Vec<(Key, Published)>) {
+        for (key, published) in done {
+            let Some(&step) = self.by_key.get(&key) else { continue };
+            let name = &self.plan.steps[step].name;
+            match published {
+                Published::Diverged { .. } => {
+                    let text = format!(
+                        "`{name}` gave other bytes than an earlier run with the same key; \
+                         the earlier result stays, the evidence is kept"
+                    );
+                    self.emit(Event::Note { text });
+                }
+                Published::Failed { reason } => {
+                    let text = format!("`{name}` is done but could not be kept: {reason}");
+                    self.emit(Event::Note { text });
+                    continue;
+                }
+                Published::New | Published::Same | Published::Replaced => {}
+            }
+            // Only tidiness: what stays is found and removed with the next result of the key.
+            let _ = self.cache.attempts_clean(&key);
+            self.emit(Event::Durable { step });
+        }
+    }
+}
+
+/// The end of a log, for a message.
+fn tail(path: &Path) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || -> std::io::Result<String> {
+        let mut file = std::fs::File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(4096);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}

@@ -1,0 +1,29 @@
+//! Decides and drives: pipeline file → plan → keys → schedule → workers → entries → report.
+//!
+//! Knows stages only as a trait; knows no tensors' meaning, no CUDA, no terminal. In reading order:
+//! [`stage`] (what a stage is), [`plan`] (the checked graph), [`lookup`] and [`key`] (what a step's
+//! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
+//! it), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
+//! (what is kept of it).
+
+pub mod command;
+pub mod descendants;
+pub mod diagnostic;
+pub mod event;
+pub mod executor;
+pub mod forecast;
+pub mod inputs;
+pub mod interpolate;
+pub mod key;
+pub mod lookup;
+pub mod outputs;
+pub mod plan;
+pub mod pool;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod spec;
+pub mod stage;
+pub mod tensors;
+pub mod wire;
+pub mod worker;

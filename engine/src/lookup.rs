@@ -1,0 +1,173 @@
+//! From a step and the artifacts of its upstream to its pre-image: shared by everything that needs
+//! a key (running, planning, explaining), so that they cannot disagree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use cache::{Cache, Digest, Kind, Output};
+use rayon::prelude::*;
+
+use crate::inputs::{self, UserFile};
+use crate::key::{FORMAT, InputId, PreImage};
+use crate::plan::{Plan, Port, Source};
+use crate::stage::Registry;
+
+/// What is known of the inputs of steps.
+pub struct Inputs<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The user's files by pattern.
+    pub files: &'a BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    /// Artifacts of a step, once known.
+    pub outputs: &'a dyn Fn(usize) -> Option<&'a [Output]>,
+}
+
+/// One artifact at an input port.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    /// Number within a list artifact.
+    pub index: Option<u32>,
+    /// Base name.
+    pub name: String,
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// File or directory.
+    pub kind: Kind,
+    /// Size.
+    pub bytes: u64,
+    /// Where it is, if it is the user's own file.
+    pub path: Option<PathBuf>,
+    /// The step that made it, otherwise.
+    pub step: Option<usize>,
+}
+
+/// Steps that must be done before `step`, each once.
+pub fn upstream(plan: &Plan, step: usize) -> Vec<usize> {
+    let step = &plan.steps[step];
+    let of = |source: &Source| match source {
+        Source::Step { step, .. } => Some(*step),
+        _ => None,
+    };
+    let sources = step.inputs.iter().flat_map(|port| port.sources.iter().filter_map(of));
+    sources.chain(step.after.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Finds and hashes every user file that `steps` read, each once, in parallel.
+pub fn user_files(
+    plan: &Plan,
+    steps: &[usize],
+    cache: &Cache,
+) -> BTreeMap<PathBuf, Result<Vec<UserFile>, String>> {
+    let ports = steps.iter().flat_map(|&step| &plan.steps[step].inputs);
+    let path = |source: &Source| match source {
+        Source::Path { path } => Some(path.clone()),
+        _ => None,
+    };
+    let paths: BTreeSet<PathBuf> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
+    let read = |path: PathBuf| {
+        let found = inputs::find(&path)
+            .and_then(|found| found.iter().map(|file| UserFile::read(cache, file)).collect());
+        (path, found)
+    };
+    if paths.len() < 2 {
+        return paths.into_iter().map(read).collect();
+    }
+    paths.into_par_iter().map(read).collect()
+}
+
+/// The artifacts at `port`, in order, or why there are none.
+pub fn artifacts(inputs: &Inputs<'_>, port: &Port) -> Result<Vec<Artifact>, String> {
+    let mut found = Vec::new();
+    for source in &port.sources {
+        match source {
+            Source::Step { step, port: from, index } => {
+                from_step(inputs, *step, from, *index, &mut found)?;
+            }
+            Source::Path { path } => from_files(inputs, path, &mut found)?,
+            Source::Hub { name } => {
+                return Err(format!(
+                    "`hf:{name}` cannot be fetched by this build\nhint: download it and give the directory"
+                ));
+            }
+        }
+    }
+    match (&found[..], port.list) {
+        (_, true) | ([_], false) => Ok(found),
+        ([], false) => Err(format!("input `{}` gets no artifact", port.name)),
+        (many, false) => Err(format!(
+            "input `{}` takes one artifact, but {} are there\nhint: name one of them by its number, `step.port[0]`",
+            port.name,
+            many.len()
+        )),
+    }
+}
+
+fn from_step(
+    inputs: &Inputs<'_>,
+    step: usize,
+    port: &str,
+    index: Option<u32>,
+    found: &mut Vec<Artifact>,
+) -> Result<(), String> {
+    let name = &inputs.plan.steps[step].name;
+    let outputs = (inputs.outputs)(step).ok_or_else(|| format!("`{name}` is not done"))?;
+    let before = found.len();
+    let wanted = |o: &&Output| o.port == port && (index.is_none() || o.index == index);
+    found.extend(outputs.iter().filter(wanted).map(|o| Artifact {
+        index: o.index,
+        name: o.name.clone(),
+        digest: o.digest,
+        kind: o.kind,
+        bytes: o.bytes,
+        path: None,
+        step: Some(step),
+    }));
+    match index {
+        Some(index) if found.len() == before => {
+            let there: Vec<String> = outputs
+                .iter()
+                .filter(|o| o.port == port)
+                .filter_map(|o| Some(o.index?.to_string()))
+                .collect();
+            Err(format!("`{name}.{port}` has no item {index}; there are {}", there.join(", ")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn from_files(inputs: &Inputs<'_>, path: &Path, found: &mut Vec<Artifact>) -> Result<(), String> {
+    let files =
+        inputs.files.get(path).ok_or_else(|| format!("`{}` was not read", path.display()))?;
+    found.extend(files.as_ref().map_err(Clone::clone)?.iter().map(|file| Artifact {
+        index: None,
+        name: file.name.clone(),
+        digest: file.digest,
+        kind: file.kind,
+        bytes: file.bytes,
+        path: Some(file.path.clone()),
+        step: None,
+    }));
+    Ok(())
+}
+
+/// Everything that decides the output of `step`.
+pub fn pre_image(inputs: &Inputs<'_>, step: usize, registry: Registry) -> Result<PreImage, String> {
+    let step = &inputs.plan.steps[step];
+    let stage = registry.get(&step.stage).ok_or_else(|| format!("no stage `{}`", step.stage))?;
+    let mut ports = BTreeMap::new();
+    for port in &step.inputs {
+        let id = |artifact: Artifact| InputId {
+            digest: artifact.digest,
+            index: artifact.index,
+            name: port.named.then_some(artifact.name),
+        };
+        ports.insert(port.name.clone(), artifacts(inputs, port)?.into_iter().map(id).collect());
+    }
+    Ok(PreImage {
+        format: FORMAT,
+        inputs: ports,
+        params: step.params.clone(),
+        stage: step.stage.clone(),
+        version: stage.version,
+    })
+}

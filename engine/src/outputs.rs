@@ -1,0 +1,98 @@
+//! `outputs:` of a pipeline: copies artifacts to where the user wants them. Reflinked or copied,
+//! never linked, and a file that we did not write is never overwritten.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use cache::{Cache, Digest, Kind, Output as Artifact};
+
+use crate::executor::Settled;
+use crate::plan::{Output, Plan, Source};
+
+/// Delivers one output if its step is done; `false` when nothing had to be written.
+pub fn deliver(output: &Output, plan: &Plan, steps: &[Settled], cache: &Cache) -> Result<bool> {
+    let Source::Step { step, port, index } = &output.source else {
+        bail!("`from` names no step");
+    };
+    let Some(made) = &steps[*step].outputs else { return Ok(false) };
+    let wanted = |a: &&Artifact| a.port == *port && (index.is_none() || a.index == *index);
+    let found: Vec<&Artifact> = made.iter().filter(wanted).collect();
+    let listed = plan.steps[*step].ports.iter().any(|(name, list, _)| name == port && *list);
+    match (&found[..], index, listed) {
+        ([one], _, false) | ([one], Some(_), true) => place(one, &output.to, cache),
+        ([], ..) => bail!("`{}.{port}` has no such artifact", plan.steps[*step].name),
+        (many, ..) => {
+            let mut any = false;
+            for artifact in many {
+                any |= place(artifact, &output.to.join(&artifact.name), cache)?;
+            }
+            Ok(any)
+        }
+    }
+}
+
+fn place(artifact: &Artifact, to: &Path, cache: &Cache) -> Result<bool> {
+    let mark = cache
+        .root()
+        .join("delivered")
+        .join(Digest::of(to.as_os_str().as_encoded_bytes()).to_string());
+    if to.symlink_metadata().is_ok() {
+        let (digest, ..) = cache::hash_path(to)?;
+        if digest == artifact.digest {
+            return Ok(false);
+        }
+        let ours = fs::read_to_string(&mark).is_ok_and(|text| text == digest.to_string());
+        if !ours {
+            bail!(
+                "{} is there already and was not written by this pipeline (or was changed since)\nhint: move it away, or change `to`",
+                to.display()
+            );
+        }
+    }
+    if !cache.present(artifact) {
+        bail!(
+            "its bytes are not in the store any more\nhint: run again with `--from` and the step's name"
+        );
+    }
+    let parent = to.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let tmp = beside(to);
+    copy(&cache.object(&artifact.digest), &tmp, artifact.kind)
+        .with_context(|| format!("cannot write {}", tmp.display()))?;
+    // The mark goes first: a crash in between leaves a file that counts as not ours, at worst.
+    fs::create_dir_all(mark.parent().unwrap_or(Path::new("/")))?;
+    fs::write(&mark, artifact.digest.to_string())?;
+    if to.is_dir() {
+        fs::remove_dir_all(to)?;
+    }
+    fs::rename(&tmp, to).with_context(|| format!("cannot write {}", to.display()))?;
+    Ok(true)
+}
+
+fn beside(to: &Path) -> PathBuf {
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    to.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}
+
+/// Copies an object; what the user gets is writable.
+fn copy(from: &Path, to: &Path, kind: Kind) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match kind {
+        Kind::File => {
+            let _ = fs::remove_file(to);
+            reflink_copy::reflink_or_copy(from, to)?;
+            let executable = fs::metadata(from)?.permissions().mode() & 0o111;
+            fs::set_permissions(to, fs::Permissions::from_mode(0o644 | executable))
+        }
+        Kind::Dir => {
+            fs::create_dir_all(to)?;
+            for item in fs::read_dir(from)? {
+                let item = item?;
+                let kind = if item.file_type()?.is_dir() { Kind::Dir } else { Kind::File };
+                copy(&item.path(), &to.join(item.file_name()), kind)?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The leader's workers: spawned when needed, kept warm per kind, thrown away after a failure.
+//!
+//! Knows processes and sockets; knows no steps and no schedule.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cache::Cache;
+
+use crate::descendants;
+use crate::stage::Registry;
+use crate::wire::{self, Answer, Order};
+use crate::worker;
+
+/// How workers come to life.
+pub enum Launcher {
+    /// Child processes of this very binary (`/proc/self/exe`, so that a rebuild in mid-run swaps
+    /// nothing), with these arguments followed by the store's path.
+    Processes {
+        /// Such as `["worker"]`.
+        args: Vec<String>,
+    },
+    /// Threads of this process: for tests of the engine alone.
+    Threads(Registry),
+}
+
+/// What distinguishes warm workers: number of threads and the GPUs they were started with.
+pub type Kind = (usize, Vec<String>);
+
+/// A message from a worker, or `None` once it is gone.
+pub struct Message {
+    /// Which worker.
+    pub worker: u64,
+    /// What it said.
+    pub answer: Option<Answer>,
+}
+
+/// Takes messages of all workers; `false` once nobody listens.
+pub type Messages = Arc<dyn Fn(Message) -> bool + Send + Sync>;
+
+struct Worker {
+    kind: Kind,
+    stream: UnixStream,
+    child: Option<Child>,
+}
+
+/// All workers of one run.
+pub struct Pool {
+    launcher: Launcher,
+    store: PathBuf,
+    cache: Cache,
+    build: String,
+    messages: Messages,
+    workers: HashMap<u64, Worker>,
+    idle: Vec<u64>,
+    next: u64,
+}
+
+impl Pool {
+    /// A pool whose workers' messages go to `messages`.
+    pub fn new(launcher: Launcher, cache: &Cache, build: &str, messages: Messages) -> Pool {
+        Pool {
+            launcher,
+            store: cache.root().to_path_buf(),
+            cache: cache.clone(),
+            build: build.into(),
+            messages,
+            workers: HashMap::new(),
+            idle: Vec::new(),
+            next: 0,
+        }
+    }
+
+    /// An idle worker of `kind`, or a new one whose output goes to `log` until its first step.
+    pub fn take(&mut self, kind: &Kind, log: &Path) -> io::Result<u64> {
+        if let Some(at) = self.idle.iter().position(|id| self.workers[id].kind == *kind) {
+            return Ok(self.idle.swap_remove(at));
+        }
+        self.spawn(kind, log)
+    }
+
+    fn spawn(&mut self, kind: &Kind, log: &Path) -> io::Result<u64> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let child = match &self.launcher {
+            Launcher::Processes { args } => {
+                let log = File::options().create(true).append(true).open(log)?;
+                let mut command = Command::new("/proc/self/exe");
+                command.args(args).arg(&self.store);
+                command.stdin(Stdio::from(OwnedFd::from(theirs)));
+                command.stdout(log.try_clone()?).stderr(log);
+                if !kind.1.is_empty() {
+                    command.env("CUDA_VISIBLE_DEVICES", kind.1.join(","));
+                }
+                // A Ctrl-C in the terminal goes to the leader alone, which then asks nicely.
+                command.process_group(0);
+                Some(command.spawn()?)
+            }
+            Launcher::Threads(registry) => {
+                let (registry, cache, build) = (*registry, self.cache.clone(), self.build.clone());
+                std::thread::spawn(move || worker::serve(theirs, &cache, registry, &build, false));
+                None
+            }
+        };
+        let id = self.next;
+        self.next += 1;
+        let (reader, tell, build) = (ours.try_clone()?, self.messages.clone(), self.build.clone());
+        std::thread::spawn(move || {
+            for answer in wire::receive::<Answer>(reader) {
+                if let Answer::Hello { protocol, build: theirs } = &answer {
+                    if (*protocol, theirs) != (wire::PROTOCOL, &build) {
+                        break; // another binary: as good as gone
+                    }
+                    continue;
+                }
+                if !tell(Message { worker: id, answer: Some(answer) }) {
+                    return;
+                }
+            }
+            tell(Message { worker: id, answer: None });
+        });
+        self.workers.insert(id, Worker { kind: kind.clone(), stream: ours, child });
+        Ok(id)
+    }
+
+    /// Sends an order.
+    pub fn order(&self, worker: u64, order: &Order) -> io::Result<()> {
+        match self.workers.get(&worker) {
+            Some(worker) => wire::send(&worker.stream, order),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Takes a worker back after a success.
+    pub fn give_back(&mut self, worker: u64) {
+        if self.workers.contains_key(&worker) {
+            self.idle.push(worker);
+        }
+    }
+
+    /// Ends a worker and everything below it. Of one that is `gone` by itself, tells whether it was
+    /// killed by SIGKILL, as the kernel does when memory runs out.
+    pub fn throw_away(&mut self, worker: u64, gone: bool) -> bool {
+        self.idle.retain(|id| *id != worker);
+        let Some(mut worker) = self.workers.remove(&worker) else { return false };
+        let _ = worker.stream.shutdown(std::net::Shutdown::Both);
+        let Some(child) = &mut worker.child else { return false };
+        if !gone {
+            let _ = child.kill();
+        }
+        // The socket closes a moment before the process is a zombie.
+        let mut killed = false;
+        for _ in 0..500 {
+            if let Ok(Some(status)) = child.try_wait() {
+                killed = gone && ExitStatusExt::signal(&status) == Some(9);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        // What it leaves behind becomes our child (we are a subreaper) and ends here.
+        descendants::kill_all(&self.children());
+        killed
+    }
+
+    fn children(&self) -> Vec<u32> {
+        self.workers.values().filter_map(|w| Some(w.child.as_ref()?.id())).collect()
+    }
+
+    /// Ends all workers: idle ones end by themselves once their socket closes.
+    pub fn close(&mut self) {
+        let ids: Vec<u64> = self.workers.keys().copied().collect();
+        for worker in self.workers.values() {
+            let _ = worker.stream.shutdown(std::net::Shutdown::Both);
+        }
+        for id in ids {
+            self.throw_away(id, false);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

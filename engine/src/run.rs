@@ -1,0 +1,202 @@
+//! The record of one run, `runs/<id>/` in the store: what was asked, the plan, every event. The
+//! clock enters here and nowhere else. Read back, it is all that reports and explanations need.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use cache::Cache;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, Stamped};
+use crate::plan::Plan;
+
+/// What was asked, and where.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Info {
+    /// Its id: time of start and a little chance, sortable.
+    pub id: String,
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// The pipeline file, absolute; empty for the embedded one.
+    pub file: PathBuf,
+    /// The directory it was started in.
+    pub cwd: PathBuf,
+    /// The command line.
+    pub args: Vec<String>,
+    /// Seconds since 1970.
+    pub started_s: f64,
+    /// Build of the binary.
+    pub build: String,
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// The pipeline file, absolute; empty for the embedded one.
+    pub file: PathBuf,
+    /// The current directory.
+    pub cwd: PathBuf,
+    /// The command line.
+    pub args: Vec<String>,
+}
+
+/// A run being recorded.
+pub struct Record {
+    /// What was asked.
+    pub info: Info,
+    /// Its directory.
+    pub dir: PathBuf,
+    events: BufWriter<File>,
+    started: Instant,
+    flushed: Instant,
+}
+
+impl Record {
+    /// Starts a record: writes what was asked, the YAML as read, and the plan.
+    pub fn create(
+        cache: &Cache,
+        plan: &Plan,
+        sources: &[(PathBuf, String)],
+        asked: Asked,
+        build: &str,
+    ) -> Result<Record> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (id, dir) = new_dir(&cache.runs_dir(), now.as_secs())?;
+        let info = Info {
+            id,
+            pipeline: plan.name.clone(),
+            file: asked.file,
+            cwd: asked.cwd,
+            args: asked.args,
+            started_s: now.as_secs_f64(),
+            build: build.into(),
+        };
+        let write = |name: &str, bytes: Vec<u8>| {
+            let path = dir.join(name);
+            fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+        };
+        write("plan.json", serde_json::to_vec(plan)?)?;
+        for (i, (path, text)) in sources.iter().enumerate() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            write(&format!("source-{i}-{name}"), text.clone().into_bytes())?;
+        }
+        // Last, so that a directory with a run.json is complete.
+        write("run.json", serde_json::to_vec_pretty(&info)?)?;
+        let events = File::create(dir.join("events.jsonl")).context("cannot record events")?;
+        let (started, flushed) = (Instant::now(), Instant::now());
+        Ok(Record { info, dir, events: BufWriter::new(events), started, flushed })
+    }
+
+    /// Stamps and keeps one event. A full disk must not end a run: the loss is told once, by the
+    /// returned error.
+    pub fn write(&mut self, event: &Event) -> std::io::Result<f64> {
+        let t = self.started.elapsed().as_secs_f64();
+        let stamped = Stamped { t, event: event.clone() };
+        serde_json::to_writer(&mut self.events, &stamped)?;
+        self.events.write_all(b"\n")?;
+        let chatty = matches!(event, Event::Reported { .. } | Event::Cached { .. });
+        if !chatty || self.flushed.elapsed().as_secs_f64() > 0.5 {
+            self.events.flush()?;
+            self.flushed = Instant::now();
+        }
+        Ok(t)
+    }
+}
+
+/// A fresh directory named by time; a second run in the same second gets another suffix.
+fn new_dir(runs: &Path, seconds: u64) -> Result<(String, PathBuf)> {
+    for attempt in 0..1000u32 {
+        let salt = blake3_short(&format!("{}-{attempt}", std::process::id()));
+        let id = format!("{}-{salt}", timestamp(seconds));
+        let dir = runs.join(&id);
+        match fs::create_dir(&dir) {
+            Ok(()) => return Ok((id, dir)),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(e).with_context(|| format!("cannot create {}", dir.display())),
+        }
+    }
+    anyhow::bail!("cannot find a free name for this run in {}", runs.display())
+}
+
+fn blake3_short(text: &str) -> String {
+    cache::Digest::of(text.as_bytes()).to_string()[..4].to_string()
+}
+
+/// `20261123-170102` in UTC, by the civil-from-days algorithm (Howard Hinnant).
+pub(crate) fn timestamp(seconds: u64) -> String {
+    let days = (seconds / 86_400) as i64 + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (h, m, s) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}{month:02}{day:02}-{h:02}{m:02}{s:02}")
+}
+
+/// A recorded run, read back. A torn last line, of a run that was killed, is left out.
+pub struct Past {
+    /// What was asked.
+    pub info: Info,
+    /// Its plan.
+    pub plan: Plan,
+    /// Everything that happened.
+    pub events: Vec<Stamped>,
+    /// Its directory.
+    pub dir: PathBuf,
+}
+
+impl Past {
+    /// Reads the run in `dir`.
+    pub fn load(dir: &Path) -> Result<Past> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let info = serde_json::from_slice(&read("run.json")?)?;
+        let plan = serde_json::from_slice(&read("plan.json")?)?;
+        let events = match File::open(dir.join("events.jsonl")) {
+            Ok(file) => BufReader::new(file)
+                .lines()
+                .filter_map(|line| serde_json::from_str(&line.ok()?).ok())
+                .collect(),
+            Err(_) => Vec::new(),
+        };
+        Ok(Past { info, plan, events, dir: dir.to_path_buf() })
+    }
+}
+
+/// Directories of all recorded runs, newest first.
+pub fn all(cache: &Cache) -> Vec<PathBuf> {
+    let Ok(items) = fs::read_dir(cache.runs_dir()) else { return Vec::new() };
+    let mut dirs: Vec<PathBuf> = items.flatten().map(|item| item.path()).collect();
+    dirs.retain(|dir| dir.join("run.json").exists());
+    dirs.sort_unstable_by(|a, b| b.cmp(a));
+    dirs
+}
+
+/// What was asked in the run of `dir`.
+pub fn info(dir: &Path) -> Result<Info> {
+    let path = dir.join("run.json");
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_are_civil() {
+        assert_eq!(timestamp(0), "19700101-000000");
+        assert_eq!(timestamp(951_782_400), "20000229-000000");
+        assert_eq!(timestamp(1_795_453_262), "20261123-170102");
+    }
+}
