@@ -1,0 +1,28 @@
+//! The report of a run: its record, and the metrics it names, as one HTML file that needs nothing
+//! else. Works for any record, also of a run that failed, was killed, or still goes on.
+//!
+//! [`data`] and [`metrics`] read; [`chart`], [`bars`], [`dag`] and [`gantt`] draw; [`headline`],
+//! [`evaluations`], [`figures`] and [`steps`] are the page's sections, [`page`] the page. No clock, no
+//! network, and nothing in here decides anything.
+
+mod bars;
+mod chart;
+mod dag;
+mod data;
+mod evaluations;
+mod figures;
+mod gantt;
+mod headline;
+mod markup;
+mod metrics;
+mod page;
+mod scale;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+/// The run `past` as one self-contained HTML file of less than 2 MB. Metrics artifacts are read
+/// from `cache`; where their bytes are gone, the page says so.
+pub fn html(past: &crate::run::Past, cache: &cache::Cache) -> String {
+    page::page(&data::Run::of(past, cache))
+}
