@@ -1,0 +1,83 @@
+//! Where a student's mixer begins: the project's start, the paper's, or the teacher's attention.
+
+use anyhow::{Result, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::attention::Attention;
+use super::params::Slot;
+use super::ssm::Ssm;
+
+/// How a mixer that replaces attention begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Identity convolution, open gate, D = 0, the rest random.
+    #[default]
+    Default,
+    /// The same with D = 1, as the paper's authors start.
+    Paper,
+    /// x, B, C and the output projection from the teacher's v, k, q and o.
+    Attention,
+}
+
+impl Start {
+    /// Turns `Default` values in `params` into this start's, except for [`Start::Attention`].
+    pub fn apply(self, ssm: &Ssm, params: &mut [f32]) {
+        if self == Start::Paper {
+            ssm.d.of_mut(params).fill(1.0);
+        }
+    }
+}
+
+/// Copies the projections of `attention` into `ssm`, each key and value head to all query heads of
+/// its group. Of C, rows beyond the head's width become 0 (B keeps its random ones, so that they
+/// can learn). Needs a state at least as wide as a head.
+pub fn from_attention(
+    ssm: &Ssm,
+    params: &mut [f32],
+    attention: &Attention,
+    teacher: &[f32],
+) -> Result<()> {
+    let heads = attention.heads();
+    let (dim, d) = (heads.dim, attention.qkv.cols);
+    let state = ssm.bc.rows / 2 / heads.query;
+    ensure!(
+        state >= dim,
+        "`init: attention` needs a `d_state` of at least the head's width, {dim}, not {state}"
+    );
+    let rows = |first: usize, n: usize| Slot {
+        offset: attention.qkv.offset + first * d,
+        rows: n,
+        cols: d,
+    };
+    let part =
+        |first: usize, n: usize| Slot { offset: ssm.in_proj.offset + first * d, rows: n, cols: d };
+    let inner = heads.width();
+    for head in 0..heads.query {
+        let kv = head / (heads.query / heads.kv);
+        let [q, k, v] =
+            [head, heads.query + kv, heads.query + heads.kv + kv].map(|h| rows(h * dim, dim));
+        part(head * dim, dim).of_mut(params).copy_from_slice(v.of(teacher));
+        let b = inner + head * state;
+        let c = inner + (heads.query + head) * state;
+        part(b, dim).of_mut(params).copy_from_slice(k.of(teacher));
+        part(c, dim).of_mut(params).copy_from_slice(q.of(teacher));
+        part(c + dim, state - dim).of_mut(params).fill(0.0);
+    }
+    ssm.out.of_mut(params).copy_from_slice(attention.o.of(teacher));
+    Ok(())
+}
+
+/// Scales B and C of every head by √s, s = ⟨M,A⟩/⟨M,M⟩ clamped to be positive: raw copies explode.
+pub fn scale_heads(ssm: &Ssm, params: &mut [f32], products_h: &[(f64, f64)]) {
+    let d = ssm.in_proj.cols;
+    let (heads, state) = (products_h.len(), ssm.bc.rows / 2 / products_h.len());
+    for (head, (ma, mm)) in products_h.iter().enumerate() {
+        let s = if *mm > 0.0 { (ma / mm).max(1e-4) } else { 1.0 };
+        for first in [head * state, (heads + head) * state] {
+            let slot = Slot { offset: ssm.bc.offset + first * d, rows: state, cols: d };
+            slot.of_mut(params).iter_mut().for_each(|w| *w *= s.sqrt() as f32);
+        }
+    }
+}
