@@ -1,0 +1,414 @@
+//! Phase 3 of MOHAWK: the whole student learns the teacher's distribution of the next token.
+//!
+//! The loss is soft cross-entropy against the teacher's full logits, which are formed for a few
+//! tokens at a time beside the student's, so none outlive their chunk. Everything is trained unless
+//! `train: mixers`. No hard labels, temperature 1. With cached top-k `logits` (an ablation) the
+//! teacher runs for the held-out figures only.
+
+use anyhow::{Context as _, Result, ensure};
+use engine::stage::{Context, Cpu, In, Out, Ports, Stage};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::data::shard::TokenShard;
+use crate::models::params::Entry;
+use crate::models::{Keep, MixerKind, Model, Part, Pass, Trained};
+use crate::ops::Dims;
+use crate::ops::cross_entropy::{Soft, soft};
+use crate::ops::top_k;
+use crate::train::layer::groups;
+use crate::train::learner::Learner;
+use crate::train::logits::{Targets, TopLogits};
+use crate::train::run::{Course, SHARDS, Split, Trainer, drive, each_shard, rounded};
+use crate::train::schedule::Wsd;
+
+/// Logits that exist at a time, for each of teacher and student, in elements.
+const CHUNK: usize = 1 << 16;
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Train {
+    /// Every parameter.
+    #[default]
+    All,
+    /// The mixers that replaced attention; all else stays the teacher's.
+    Mixers,
+}
+
+/// Parameters of `distill`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// What is trained.
+    pub train: Train,
+    /// Optimiser steps.
+    pub updates: u64,
+    /// Tokens an update; a multiple of twice the sequence length.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Fraction of the updates in which the rate rises.
+    pub warmup: f64,
+    /// Fraction of the updates in which the rate falls, at the end.
+    pub decay: f64,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient.
+    pub clip: f64,
+    /// Decides the order of sequences.
+    pub seed: u64,
+    /// Use only so many sequences of the tokens; 0 for all.
+    pub sequences: usize,
+    /// Sequences kept apart, at the end, for figures before and after.
+    pub held_out: usize,
+    /// Updates between checkpoints; 0 for none.
+    pub checkpoint_every: u64,
+    /// Updates between points of the curve.
+    pub metrics_every: u64,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params {
+            train: Train::All,
+            updates: 1600,
+            batch: 1024,
+            lr: 3e-3,
+            warmup: 0.05,
+            decay: 0.2,
+            weight_decay: 0.1,
+            clip: 1.0,
+            seed: 17,
+            sequences: 0,
+            held_out: 16,
+            checkpoint_every: 200,
+            metrics_every: 20,
+        }
+    }
+}
+
+/// The stage.
+pub struct Distill;
+
+impl Stage for Distill {
+    const NAME: &'static str = "distill";
+    const VERSION: u32 = 1;
+    const DOC: &'static str = "Phase 3: trains the whole student on the teacher's logits.";
+    const CPU: Cpu = Cpu::All;
+    type Params = Params;
+
+    fn ports() -> Ports {
+        const INPUTS: &[In] = &[
+            In::one("student", "the model to train"),
+            In::one("teacher", "the model to imitate"),
+            In::one("tokens", "token sequences to learn from").optional(),
+            In::one("logits", "cached top-k logits, instead of `tokens`").optional(),
+            In::one("sampled", "the sequences that `logits` are of").optional(),
+        ];
+        const OUTPUTS: &[Out] = &[
+            Out::one("model", "model.safetensors", "the trained student"),
+            Out::one("metrics", "metrics.json", "loss curve, and divergence before and after"),
+        ];
+        Ports { inputs: INPUTS, outputs: OUTPUTS }
+    }
+
+    fn check(params: &Params) -> Vec<(String, String)> {
+        crate::train::run::check(params.lr, params.warmup, params.decay, params.updates)
+    }
+
+    fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+        let (teacher, weights) =
+            Model::load(&ctx.tensors("teacher")?).context("input `teacher`")?;
+        let data = Data::open(ctx, teacher.config.vocab)?;
+        let sequences = match params.sequences {
+            0 => data.len(),
+            limit => data.len().min(limit),
+        };
+        let split = Split::of(sequences, data.seq(), params.batch, params.held_out)?;
+        let mut phase = Phase::new(params, ctx, (teacher, weights), data, &split)?;
+        let before = phase.held_out(&split);
+        let course = Course {
+            rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
+            sequences: split.train,
+            batch: split.batch,
+            seq: split.seq,
+            seed: params.seed,
+            checkpoint_every: params.checkpoint_every,
+            metrics_every: params.metrics_every,
+        };
+        let curve = drive(ctx, &course, &mut phase)?;
+        let after = phase.held_out(&split);
+        let last = phase.report(before, after, &split);
+        let mut weights = crate::models::Params::zeros(&phase.student.layout);
+        weights.flat.copy_from_slice(&phase.learner.params);
+        phase.student.save(&ctx.output("model")?, &weights)?;
+        std::fs::write(ctx.output("metrics")?, serde_json::to_vec_pretty(&curve.to_json(last))?)?;
+        Ok(())
+    }
+}
+
+/// What is learned from.
+enum Data {
+    /// Tokens; the teacher runs alongside.
+    Streamed(TokenShard),
+    /// Tokens with the teacher's most likely ones.
+    Cached(TopLogits),
+}
+
+impl Data {
+    fn open(ctx: &Context, vocab: usize) -> Result<Data> {
+        if ctx.has("logits") {
+            ensure!(ctx.has("sampled"), "`logits` needs `sampled`, the `tokens` cached with them");
+            let (logits, sampled) = (ctx.tensors("logits")?, ctx.tensors("sampled")?);
+            return Ok(Data::Cached(
+                TopLogits::open(logits, sampled, vocab).context("input `logits`")?,
+            ));
+        }
+        ensure!(ctx.has("tokens"), "connect `tokens`, or `logits` and `sampled` of a cache");
+        let shard = TokenShard::open(ctx.path("tokens")?)?;
+        let has = shard.vocab();
+        ensure!(
+            has <= vocab,
+            "the tokens are of a vocabulary of {has}, the teacher's is {vocab}; take both from one \
+             tokenizer"
+        );
+        Ok(Data::Streamed(shard))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Data::Streamed(shard) => shard.len(),
+            Data::Cached(top) => top.len(),
+        }
+    }
+
+    fn seq(&self) -> usize {
+        match self {
+            Data::Streamed(shard) => shard.seq(),
+            Data::Cached(top) => top.seq(),
+        }
+    }
+
+    fn copy_to(&self, sequence: usize, out: &mut [u32]) {
+        match self {
+            Data::Streamed(shard) => shard.copy_to(sequence, out),
+            Data::Cached(top) => top.tokens(sequence, out),
+        }
+    }
+}
+
+struct Phase {
+    teacher: Model,
+    weights: crate::models::Params,
+    student: Model,
+    learner: Learner,
+    trained: Trained,
+    data: Data,
+    threads: usize,
+    shards: Vec<Shard>,
+    weight: f32,
+}
+
+struct Shard {
+    teacher: Pass,
+    student: Pass,
+    grads: Vec<f32>,
+    sums: Soft,
+    teacher_nv: Vec<f32>,
+    student_nv: Vec<f32>,
+    targets: Targets,
+    own_k: Vec<f32>,
+}
+
+impl Phase {
+    fn new(
+        params: &Params,
+        ctx: &Context,
+        (teacher, weights): (Model, crate::models::Params),
+        data: Data,
+        split: &Split,
+    ) -> Result<Phase> {
+        let (student, start) = Model::load(&ctx.tensors("student")?).context("input `student`")?;
+        let (t, s) = (&teacher.config, &student.config);
+        ensure!(
+            t.vocab == s.vocab,
+            "the teacher has a vocabulary of {}, the student one of {}",
+            t.vocab,
+            s.vocab
+        );
+        let trained = match params.train {
+            Train::All => Trained::ALL,
+            Train::Mixers => Trained::MIXERS,
+        };
+        let mixers = params.train == Train::Mixers;
+        let replaced = |part| matches!(part, Part::Mixer(l) if s.layers[l] == MixerKind::Ssm);
+        let select = |entry: &Entry| !mixers || replaced(entry.part);
+        let groups = groups(&student.layout, params.weight_decay, select);
+        let learner = Learner::new("student", start.flat, groups, params.clip);
+        let dims = Dims { batch: split.batch / SHARDS, seq: split.seq };
+        let rows = rows(s.vocab, dims.tokens());
+        let shard = |_| Shard {
+            teacher: teacher.pass(dims, Keep::Nothing),
+            student: student.pass(dims, Keep::Backward),
+            grads: vec![0.0; student.layout.len()],
+            sums: Soft::default(),
+            teacher_nv: vec![0.0; rows * t.vocab],
+            student_nv: vec![0.0; rows * s.vocab],
+            targets: Targets::default(),
+            own_k: Vec::new(),
+        };
+        let shards = (0..SHARDS).map(shard).collect();
+        let weight = 1.0 / (split.batch * split.seq) as f32;
+        let threads = ctx.threads();
+        Ok(Phase { teacher, weights, student, learner, trained, data, threads, shards, weight })
+    }
+
+    /// Runs one shard; forms gradients when `learn`.
+    fn work(&self, shard: &mut Shard, sequences: &[usize], learn: bool) {
+        let (seq, params) = (self.data.seq(), &self.learner.params);
+        for (i, out) in sequences.iter().zip(shard.student.tokens_n.chunks_exact_mut(seq)) {
+            self.data.copy_to(*i, out);
+        }
+        self.student.forward(params, &mut shard.student, |_, _, _| {});
+        shard.sums = Soft::default();
+        shard.grads.fill(0.0);
+        match &self.data {
+            Data::Cached(top) if learn => self.learn_top(top, shard, sequences),
+            _ => self.compare(shard, learn),
+        }
+        if learn {
+            let Shard { student, grads, .. } = shard;
+            self.student.backward(params, student, self.trained, grads);
+        }
+    }
+
+    /// The loss against the teacher's full logits.
+    fn compare(&self, shard: &mut Shard, learn: bool) {
+        let Shard { teacher, student, grads, sums, teacher_nv, student_nv, .. } = shard;
+        let params = &self.learner.params;
+        teacher.tokens_n.copy_from_slice(&student.tokens_n);
+        self.teacher.forward(&self.weights.flat, teacher, |_, _, _| {});
+        let (v, n) = (self.student.config.vocab, teacher.tokens_n.len());
+        let step = rows(v, n);
+        let scored = vec![true; step];
+        for first in (0..n).step_by(step) {
+            let chunk = first..n.min(first + step);
+            let (t, s) = (&mut teacher_nv[..chunk.len() * v], &mut student_nv[..chunk.len() * v]);
+            self.teacher.logits(&self.weights.flat, teacher, chunk.clone(), t);
+            self.student.logits(params, student, chunk.clone(), s);
+            let part = soft(v, s, t, &scored[..chunk.len()], self.weight);
+            sums.cross_entropy += part.cross_entropy;
+            sums.entropy += part.entropy;
+            if learn {
+                self.student.head_backward(params, student, chunk, s, self.trained, grads);
+            }
+        }
+    }
+
+    /// The loss against cached top-k logits, sequence by sequence; what is known of the entropy is
+    /// that of the k and of the rest as one.
+    fn learn_top(&self, top: &TopLogits, shard: &mut Shard, sequences: &[usize]) {
+        let Shard { student, grads, sums, student_nv, targets, own_k, .. } = shard;
+        let (params, k, v) = (&self.learner.params, top.k(), self.student.config.vocab);
+        let (seq, step) = (top.seq(), rows(v, student.tokens_n.len()));
+        own_k.resize(k, 0.0);
+        for (at, sequence) in sequences.iter().enumerate() {
+            top.targets(*sequence, targets);
+            for first in (0..seq).step_by(step) {
+                let chunk = first..seq.min(first + step);
+                let tokens = at * seq + chunk.start..at * seq + chunk.end;
+                let logits = &mut student_nv[..chunk.len() * v];
+                self.student.logits(params, student, tokens.clone(), logits);
+                for (l, row) in chunk.zip(logits.chunks_exact_mut(v)) {
+                    let (ids, log_p) =
+                        (&targets.ids_lk[l * k..][..k], &targets.log_p_lk[l * k..][..k]);
+                    let tail = targets.tail_l[l];
+                    sums.cross_entropy += top_k::soft(row, (ids, log_p, tail), self.weight, own_k);
+                    let p_log_p = |log_p: &half::f16| {
+                        let log_p = f64::from(log_p.to_f32());
+                        log_p.exp() * log_p
+                    };
+                    let rest = f64::from(tail.max(1e-30));
+                    sums.entropy -= log_p.iter().map(p_log_p).sum::<f64>() + rest * rest.ln();
+                }
+                self.student.head_backward(params, student, tokens, logits, self.trained, grads);
+            }
+        }
+    }
+
+    fn each_shard(&mut self, sequences: &[usize], learn: bool) {
+        let mut shards = std::mem::take(&mut self.shards);
+        each_shard(self.threads, &mut shards, |i, shard| {
+            let batch = shard.teacher.dims().batch;
+            self.work(shard, &sequences[i * batch..][..batch], learn);
+        });
+        self.shards = shards;
+    }
+
+    fn sums(&self) -> Soft {
+        let sum = |pick: fn(&Soft) -> f64| self.shards.iter().map(|s| pick(&s.sums)).sum();
+        Soft { cross_entropy: sum(|s| s.cross_entropy), entropy: sum(|s| s.entropy) }
+    }
+
+    /// Sums over the held-out sequences.
+    fn held_out(&mut self, split: &Split) -> Soft {
+        let mut total = Soft::default();
+        for batch in split.held_out() {
+            self.each_shard(&batch, false);
+            let sums = self.sums();
+            total.cross_entropy += sums.cross_entropy;
+            total.entropy += sums.entropy;
+        }
+        total
+    }
+
+    fn report(&self, before: Soft, after: Soft, split: &Split) -> Value {
+        let tokens = (split.held * split.seq) as f64;
+        let mean = |soft: Soft| {
+            json!({
+                "cross_entropy": rounded(soft.cross_entropy / tokens),
+                "divergence": rounded((soft.cross_entropy - soft.entropy) / tokens),
+            })
+        };
+        json!({
+            "loss": "soft cross-entropy",
+            "teacher_entropy": rounded(after.entropy / tokens),
+            "before": mean(before),
+            "after": mean(after),
+            "skipped": self.learner.guard.skipped,
+        })
+    }
+}
+
+/// Tokens whose logits exist at a time.
+fn rows(vocab: usize, tokens: usize) -> usize {
+    (CHUNK / vocab).clamp(1, tokens)
+}
+
+impl Trainer for Phase {
+    fn update(
+        &mut self,
+        ctx: &Context,
+        update: u64,
+        rate: f32,
+        sequences: &[usize],
+    ) -> Result<Vec<(String, f64)>> {
+        self.each_shard(sequences, true);
+        let Soft { cross_entropy, entropy } = self.sums();
+        let loss = cross_entropy * f64::from(self.weight);
+        let grads = self.shards.iter().map(|shard| &shard.grads[..]);
+        let norm = self.learner.step(ctx, update, rate, loss, grads)?;
+        let divergence = loss - entropy * f64::from(self.weight);
+        Ok(vec![
+            ("loss".into(), loss),
+            ("divergence".into(), divergence),
+            ("gradient".into(), norm),
+        ])
+    }
+
+    fn learners(&mut self) -> Vec<&mut Learner> {
+        vec![&mut self.learner]
+    }
+}
