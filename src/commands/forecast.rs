@@ -1,0 +1,122 @@
+//! Words for what a run would do and why, shared by `plan` and `why`.
+
+use engine::forecast::{Forecast, Reason};
+use engine::key::{Difference, InputId};
+use engine::plan::{Place, Plan, Source};
+use serde_json::{Value, json};
+
+use crate::out::clean;
+
+/// One line for the state of a step.
+pub fn state(plan: &Plan, forecast: &Forecast) -> (&'static str, String) {
+    match forecast {
+        Forecast::Cached { .. } => ("cached", String::new()),
+        Forecast::Runs { reason: Reason::First, .. } => ("runs", "never done before".into()),
+        Forecast::Runs { reason: Reason::Always, .. } => ("runs", "`cache: false`".into()),
+        Forecast::Runs { reason: Reason::Changed { .. }, .. } => ("runs", String::new()),
+        Forecast::Unknown { because } => {
+            let names: Vec<String> =
+                because.iter().take(3).map(|&s| format!("`{}`", plan.steps[s].name)).collect();
+            let more = if because.len() > 3 { ", …" } else { "" };
+            (
+                "maybe",
+                format!("after {}{more}; cut off if its bytes stay the same", names.join(", ")),
+            )
+        }
+        Forecast::Broken { message } => ("broken", message.clone()),
+    }
+}
+
+/// A difference, with the place of what changed.
+pub fn difference(plan: &Plan, step: usize, difference: &Difference) -> String {
+    match difference {
+        Difference::Stage { old, new } => format!("stage `{old}` → `{new}`"),
+        Difference::Version { old, new } => format!("the stage's code: version {old} → {new}"),
+        Difference::Param { name, old, new } => {
+            let origin = plan.steps[step]
+                .origins
+                .iter()
+                .find(|(key, _)| name == *key || name.starts_with(&format!("{key}.")));
+            let place = origin.map_or("by default".into(), |(_, place)| at(place));
+            clean(&format!("parameter `{name}`: {} → {} ({place})", value(old), value(new)))
+        }
+        Difference::Input { port, old, new } => input(plan, step, port, old, new),
+    }
+}
+
+/// `mohawk.yaml:31:20`, or `--set`.
+fn at(place: &Place) -> String {
+    match place.line {
+        0 => place.file.clone(),
+        line => format!("{}:{line}:{}", place.file, place.column),
+    }
+}
+
+fn value(value: &Option<Value>) -> String {
+    value.as_ref().map_or("absent".into(), Value::to_string)
+}
+
+fn input(plan: &Plan, step: usize, port: &str, old: &[InputId], new: &[InputId]) -> String {
+    let changed = match (old.len(), new.len()) {
+        (0, _) => "was not connected before".to_string(),
+        (_, 0) => "is not connected any more".to_string(),
+        (1, 1) if old[0].digest != new[0].digest => {
+            format!("other bytes ({} → {})", old[0].digest.short(), new[0].digest.short())
+        }
+        (1, 1) => "another name or number".to_string(),
+        (a, b) if a != b => format!("{a} artifacts → {b}"),
+        (n, _) => {
+            let differing = old.iter().zip(new).filter(|(a, b)| a != b).count();
+            format!("{differing} of {n} artifacts have other bytes")
+        }
+    };
+    let Some(bound) = plan.steps[step].inputs.iter().find(|p| p.name == port) else {
+        return format!("input `{port}` {changed}");
+    };
+    let mut sources: Vec<String> = bound
+        .sources
+        .iter()
+        .map(|source| match source {
+            Source::Step { step, .. } => format!("step `{}`", plan.steps[*step].name),
+            Source::Path { path } => format!("file {}", path.display()),
+            Source::Hub { name } => format!("hf:{name}"),
+        })
+        .collect();
+    sources.dedup();
+    let more = if sources.len() > 3 { ", …" } else { "" };
+    sources.truncate(3);
+    clean(&format!(
+        "input `{port}` from {}{more}: {changed} ({})",
+        sources.join(", "),
+        at(&bound.place)
+    ))
+}
+
+/// The forecast as JSON.
+pub fn to_json(plan: &Plan, step: usize, forecast: &Forecast) -> Value {
+    let (state, text) = state(plan, forecast);
+    let mut object = json!({ "step": plan.steps[step].name, "state": state });
+    match forecast {
+        Forecast::Cached { entry } => object["key"] = json!(entry.key),
+        Forecast::Runs { key, reason } => {
+            object["key"] = json!(key);
+            if let Reason::Changed { nearest, differences } = reason {
+                object["nearest"] = json!(nearest.key);
+                object["differences"] = json!(differences);
+                object["because"] = differences
+                    .iter()
+                    .map(|d| difference(plan, step, d))
+                    .collect::<Vec<_>>()
+                    .into();
+            } else {
+                object["because"] = json!([text]);
+            }
+        }
+        Forecast::Unknown { because } => {
+            object["after"] =
+                because.iter().map(|&s| plan.steps[s].name.clone()).collect::<Vec<_>>().into();
+        }
+        Forecast::Broken { message } => object["message"] = json!(message),
+    }
+    object
+}

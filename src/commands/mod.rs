@@ -1,0 +1,147 @@
+//! One file a verb. Here: what they share, from arguments to a checked plan and an open cache.
+
+mod check;
+mod forecast;
+mod log;
+mod plan;
+mod report;
+mod run;
+mod schema;
+mod show;
+mod stages;
+mod why;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use cache::Cache;
+use engine::spec::{self, Loaded};
+use engine::stage::Registry;
+
+use crate::cli::{Cli, Settings, Verb};
+
+/// All stages of this binary.
+pub const REGISTRY: Registry = Registry(::stages::ALL);
+/// What is run when no file is named.
+const EMBEDDED: (&str, &str) = ("mohawk.yaml", include_str!("../../pipelines/mohawk.yaml"));
+/// Build of this binary: what leader and worker compare.
+pub const BUILD: &str = concat!("pipe ", env!("CARGO_PKG_VERSION"));
+
+/// An error of what the user wrote (exit code 2): pipeline, arguments.
+#[derive(Debug)]
+pub struct Wrong(pub String);
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+/// Runs the verb.
+pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    match cli.verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Plan(args) => plan::plan(args),
+        Verb::Check(args) => check::check(args),
+        Verb::Why(args) => why::why(args),
+        Verb::Show(args) => show::show(args),
+        Verb::Log(args) => log::log(args),
+        Verb::Report(args) => report::report(args),
+        Verb::Stages(args) => stages::stages(args),
+        Verb::Schema => schema::schema(),
+        Verb::Worker { store } => {
+            engine::worker::main(&store, REGISTRY, BUILD)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Reads and checks a pipeline; all its errors at once.
+fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
+    let options = spec::Options {
+        profiles: settings.profiles.clone(),
+        params_files: settings.params.clone(),
+        sets: settings.sets.clone(),
+        cwd: std::env::current_dir().context("the current directory is gone")?,
+        gpus: 0,
+    };
+    let loaded = match file {
+        Some(file) => spec::load(file, &options, &REGISTRY),
+        None => spec::load_text(EMBEDDED.0, EMBEDDED.1, &options, &REGISTRY),
+    };
+    let mut loaded =
+        loaded.map_err(|errors| Wrong(errors.render(crate::out::Paint::stderr().0)))?;
+    // So that `why` finds it again, whatever the directory; the embedded one has none.
+    loaded.plan.file = file.map(std::path::absolute).transpose()?.unwrap_or_default();
+    Ok(loaded)
+}
+
+/// Opens the store: `--cache`, else `$PIPE_CACHE`, else the user's cache directory.
+fn open_cache(wanted: Option<&Path>) -> Result<Cache> {
+    let root = match wanted {
+        Some(dir) => dir.to_path_buf(),
+        None => default_cache()?,
+    };
+    let root = std::path::absolute(&root)?;
+    Cache::open(&root).map_err(|error| Wrong(format!("cannot open the cache: {error}")).into())
+}
+
+fn default_cache() -> Result<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(dir) = var("PIPE_CACHE") {
+        return Ok(dir);
+    }
+    if let Some(dir) = var("XDG_CACHE_HOME").filter(|dir| dir.is_absolute()) {
+        return Ok(dir.join("pipe"));
+    }
+    match var("HOME") {
+        Some(home) => Ok(home.join(".cache/pipe")),
+        None => bail!(Wrong(
+            "there is no place for the cache\nhint: set PIPE_CACHE or give --cache DIR".into()
+        )),
+    }
+}
+
+/// The newest recorded run that was started in this directory.
+fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
+    let here = std::env::current_dir()?;
+    let started_here = |dir: &PathBuf| engine::run::info(dir).is_ok_and(|info| info.cwd == here);
+    Ok(engine::run::all(cache).into_iter().find(started_here))
+}
+
+/// The pipeline a command about a step means: `-f`, else that of the newest run here.
+fn load_for_step(file: Option<&Path>, settings: &Settings, cache: &Cache) -> Result<Loaded> {
+    if let Some(file) = file {
+        return load(Some(file), settings);
+    }
+    let Some(dir) = newest_run(cache)? else {
+        bail!(Wrong("no pipeline was run in this directory\nhint: name one with `-f FILE`".into()));
+    };
+    let file = engine::run::info(&dir)?.file;
+    load(file.is_absolute().then_some(file.as_path()), settings)
+}
+
+/// The one step that `name` means.
+fn one_step(loaded: &Loaded, name: &str) -> Result<usize> {
+    match &select(loaded, name)?[..] {
+        [step] => Ok(*step),
+        many => {
+            let names: Vec<String> =
+                many.iter().take(4).map(|&s| format!("`{}`", loaded.plan.steps[s].name)).collect();
+            bail!(Wrong(format!(
+                "`{name}` means {} steps: {}{}\nhint: name one of them",
+                many.len(),
+                names.join(", "),
+                if many.len() > names.len() { ", …" } else { "" }
+            )))
+        }
+    }
+}
+
+/// All steps that `name` means.
+fn select(loaded: &Loaded, name: &str) -> Result<Vec<usize>> {
+    loaded.plan.select(name).map_err(|message| Wrong(message).into())
+}

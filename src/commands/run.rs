@@ -1,0 +1,158 @@
+//! `pipe run`: wires plan, cache, workers, record and console; the engine decides.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, bail};
+use engine::event::{Event, Stamped};
+use engine::executor::{self, Options, Outcome, Setting};
+use engine::pool::Launcher;
+use engine::run::{Asked, Past, Record};
+use engine::spec::Loaded;
+
+use crate::cli::Run;
+use crate::console::Console;
+use crate::out;
+
+/// How often the user asked to stop.
+static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+
+pub fn run(args: Run) -> Result<ExitCode> {
+    let loaded = super::load(args.file.as_deref(), &args.settings)?;
+    let options = options(&args, &loaded)?;
+    let cache = super::open_cache(args.settings.cache.as_deref())?;
+    let asked = Asked {
+        file: args.file.as_ref().map(std::path::absolute).transpose()?.unwrap_or_default(),
+        cwd: std::env::current_dir()?,
+        args: std::env::args().skip(1).collect(),
+    };
+    let mut record = Record::create(&cache, &loaded.plan, &loaded.sources, asked, super::BUILD)?;
+    let mut console = Console::new(&loaded.plan, args.quiet, args.json);
+    listen()?;
+
+    let mut broken = false;
+    let run_id = record.info.id.clone();
+    let setting = Setting {
+        registry: super::REGISTRY,
+        cache: &cache,
+        launcher: Launcher::Processes { args: vec!["worker".into()] },
+        build: super::BUILD,
+        run: &run_id,
+        interrupts: &INTERRUPTS,
+    };
+    let outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
+        let t = record.write(&event).unwrap_or_else(|error| {
+            if !std::mem::replace(&mut broken, true) {
+                console.note(&format!("the record of this run is incomplete: {error}"));
+            }
+            0.0
+        });
+        console.show(&Stamped { t, event });
+    })?;
+    let dir = record.dir.clone();
+    drop(record);
+    if outcome.summary.ran + outcome.summary.failed > 0 {
+        draw(&dir, &cache, &mut console);
+    }
+    let kept = deliver(&loaded, &cache, &outcome, &mut console);
+    console.last_line(&outcome.summary);
+    kept?;
+    Ok(exit_code(&outcome))
+}
+
+/// Draws the report beside the record. Its failure is told and ends nothing.
+fn draw(dir: &std::path::Path, cache: &cache::Cache, console: &mut Console) {
+    let drawn = Past::load(dir).and_then(|past| {
+        let path = dir.join("report.html");
+        std::fs::write(&path, engine::report::html(&past, cache))?;
+        Ok(path)
+    });
+    match drawn {
+        Ok(path) => console.note(&format!("the report is at {}", path.display())),
+        Err(error) => console.note(&format!("the report could not be drawn: {error:#}")),
+    }
+}
+
+fn exit_code(outcome: &Outcome) -> ExitCode {
+    match &outcome.summary {
+        summary if summary.interrupted => ExitCode::from(130),
+        summary if summary.failed > 0 => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
+    let mut options = Options { keep_going: args.keep_going, ..Options::default() };
+    options.jobs = args.jobs.unwrap_or(options.jobs);
+    for name in &args.until {
+        options.until.extend(super::select(loaded, name)?);
+    }
+    let all = |names: &[String]| -> Result<BTreeSet<usize>> {
+        let mut found = BTreeSet::new();
+        for name in names {
+            found.extend(super::select(loaded, name)?);
+        }
+        Ok(found)
+    };
+    options.force = all(&args.force)?;
+    options.fresh = &all(&args.fresh)? | &options.force;
+    options.force.extend(all(&args.from)?);
+    if let Some(name) = &args.only {
+        options.only = Some(super::one_step(loaded, name)?);
+    }
+    options.memory = memory().unwrap_or(u64::MAX);
+    for step in &loaded.plan.steps {
+        if step.resources.memory > options.memory {
+            bail!(super::Wrong(format!(
+                "`{}` wants {} of memory and this machine has {}\nhint: lower `resources.memory` of the step",
+                step.name,
+                out::bytes(step.resources.memory),
+                out::bytes(options.memory)
+            )));
+        }
+    }
+    Ok(options)
+}
+
+/// Bytes of memory of this machine.
+fn memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// Counts Ctrl-C and SIGTERM.
+fn listen() -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ])
+    .context("cannot listen for signals")?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if INTERRUPTS.fetch_add(1, Ordering::Relaxed) == 0 {
+                out::message("stopping after a checkpoint; once more stops at once");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Copies what `outputs:` names, where its step is done.
+fn deliver(
+    loaded: &Loaded,
+    cache: &cache::Cache,
+    outcome: &Outcome,
+    console: &mut Console,
+) -> Result<()> {
+    for output in &loaded.plan.outputs {
+        let given = engine::outputs::deliver(output, &loaded.plan, &outcome.steps, cache)
+            .with_context(|| format!("output `{}`", output.name))?;
+        if given {
+            console.note(&format!("`{}` is at {}", output.name, output.to.display()));
+        }
+    }
+    Ok(())
+}

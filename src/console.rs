@@ -1,0 +1,249 @@
+//! Events → terminal: a live line a running step where there is one, plain lines elsewhere.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use engine::event::{Event, Failure, Stamped, Summary};
+use engine::plan::Plan;
+use engine::stage::Report;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::out::{self, Paint, clean, duration};
+
+/// Plain lines tell progress this often.
+const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows a run.
+pub struct Console {
+    names: Vec<String>,
+    quiet: bool,
+    json: bool,
+    live: Option<MultiProgress>,
+    running: HashMap<usize, Step>,
+    paint: Paint,
+}
+
+struct Step {
+    bar: Option<ProgressBar>,
+    started: Instant,
+    told: Instant,
+    first: Option<(Instant, u64)>,
+    done: u64,
+    total: u64,
+    unit: String,
+    metrics: String,
+}
+
+impl Console {
+    /// A console for `plan`; live if standard error is a terminal.
+    pub fn new(plan: &Plan, quiet: bool, json: bool) -> Console {
+        let live = std::io::stderr().is_terminal() && !quiet && !json;
+        Console {
+            names: plan.steps.iter().map(|step| clean(&step.name)).collect(),
+            quiet,
+            json,
+            live: live
+                .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10))),
+            running: HashMap::new(),
+            paint: Paint::stderr(),
+        }
+    }
+
+    /// Shows one event.
+    pub fn show(&mut self, stamped: &Stamped) {
+        if self.json {
+            out::line(serde_json::to_string(stamped).unwrap_or_default());
+            return;
+        }
+        match &stamped.event {
+            Event::Launched { step, resumed, .. } => self.launched(*step, *resumed),
+            Event::Reported { step, report } => self.reported(*step, report),
+            Event::Finished { step, seconds, .. } => {
+                self.ended(*step);
+                let took = self.paint.dim(&duration(*seconds));
+                self.say(&format!("{} {} {took}", self.paint.green("done   "), self.names[*step]));
+            }
+            Event::Failed { step, failure, message, log, retry, .. } => {
+                self.ended(*step);
+                self.failed(*step, *failure, message, log, *retry);
+            }
+            Event::Waiting { step, holder } => {
+                let text = format!("{} waits for {}", self.names[*step], clean(holder));
+                self.say(&format!("{} {text}", self.paint.yellow("waiting")));
+            }
+            Event::Note { text } => self.note(text),
+            Event::Started { .. }
+            | Event::Cached { .. }
+            | Event::Skipped { .. }
+            | Event::Durable { .. }
+            | Event::Ended { .. } => {}
+        }
+    }
+
+    /// The last line of a run.
+    pub fn last_line(&mut self, summary: &Summary) {
+        if self.json {
+            return;
+        }
+        if let Some(live) = self.live.take() {
+            let _ = live.clear();
+        }
+        let counts = [
+            (summary.cached, "cached"),
+            (summary.ran, "ran"),
+            (summary.failed, "failed"),
+            (summary.skipped, "skipped"),
+        ];
+        let told = |(n, what): &(usize, &str)| match (*what, *n) {
+            ("failed" | "skipped", 0) => None,
+            _ => Some(format!("{n} {what}")),
+        };
+        let counts: Vec<String> = counts.iter().filter_map(told).collect();
+        let mut line = format!("{} in {}", counts.join(", "), duration(summary.seconds));
+        if summary.saved_s >= 1.0 {
+            line += &format!(" (the cache saved {})", duration(summary.saved_s));
+        }
+        if summary.interrupted {
+            line = format!("interrupted: {line}; run again to go on");
+        }
+        out::line(line);
+    }
+
+    /// Tells the user something.
+    pub fn note(&mut self, text: &str) {
+        self.say(&format!("{} {}", self.paint.yellow("note   "), clean(text)));
+    }
+
+    fn say(&mut self, line: &str) {
+        match &self.live {
+            _ if self.quiet || self.json => {}
+            Some(live) => drop(live.println(line)),
+            None => out::message(line),
+        }
+    }
+
+    fn launched(&mut self, step: usize, resumed: Option<u64>) {
+        let name = &self.names[step];
+        let bar = self.live.as_ref().map(|live| {
+            let style = ProgressStyle::with_template("{spinner:.dim} {prefix} {bar:18.dim} {msg}");
+            let bar = live.add(ProgressBar::new(0));
+            bar.set_style(
+                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━ "),
+            );
+            bar.set_prefix(name.clone());
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        if bar.is_none() || resumed.is_some() {
+            let from = resumed.map_or(String::new(), |at| format!(" from its checkpoint at {at}"));
+            self.say(&format!("{} {name}{from}", self.paint.dim("running")));
+        }
+        let now = Instant::now();
+        let step_now = Step {
+            bar,
+            started: now,
+            told: now,
+            first: None,
+            done: 0,
+            total: 0,
+            unit: String::new(),
+            metrics: String::new(),
+        };
+        self.running.insert(step, step_now);
+    }
+
+    fn reported(&mut self, step: usize, report: &Report) {
+        if let Report::Note { text } = report {
+            let text = format!("{}: {text}", self.names[step]);
+            return self.note(&text);
+        }
+        let Some(running) = self.running.get_mut(&step) else { return };
+        match report {
+            Report::Progress { done, total, unit } => {
+                running.first.get_or_insert((Instant::now(), *done));
+                (running.done, running.total, running.unit) = (*done, *total, clean(unit));
+            }
+            Report::Metric { values, .. } => {
+                let shown =
+                    values.iter().take(3).map(|(name, v)| format!("{} {v:.4}", clean(name)));
+                running.metrics = shown.collect::<Vec<_>>().join(", ");
+            }
+            Report::Note { .. } => {}
+        }
+        let text = running.text();
+        if let Some(bar) = &running.bar {
+            bar.set_length(running.total);
+            bar.set_position(running.done);
+            bar.set_message(text);
+        } else if running.told.elapsed() > PLAIN_EVERY {
+            running.told = Instant::now();
+            let line = format!("{} {} {text}", self.paint.dim("running"), self.names[step]);
+            self.say(&line);
+        }
+    }
+
+    fn ended(&mut self, step: usize) {
+        if let Some(Step { bar: Some(bar), .. }) = self.running.remove(&step) {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// A failure is told even when quiet.
+    fn failed(&mut self, step: usize, failure: Failure, message: &str, log: &str, retry: bool) {
+        if failure == Failure::Cancelled {
+            let line = format!("{} {}", self.paint.yellow("stopped"), self.names[step]);
+            return self.say(&line);
+        }
+        let what = if retry { "failed, trying again" } else { "failed" };
+        let mut text =
+            format!("{} {}: {}", self.paint.bold_red(what), self.names[step], clean(message));
+        for line in log.lines() {
+            text += &format!("\n  {} {}", self.paint.dim("│"), clean(line));
+        }
+        if !retry && !log.is_empty() {
+            text += &format!("\n  hint: the whole log: `pipe log {}`", self.names[step]);
+        }
+        match &self.live {
+            Some(live) => drop(live.println(text)),
+            None => out::message(text),
+        }
+    }
+}
+
+impl Step {
+    /// `41 % 52k tokens/s, loss 1.234, 12 s left`.
+    fn text(&self) -> String {
+        let mut parts = Vec::new();
+        if self.total > 0 {
+            parts.push(format!("{:.0} %", 100.0 * self.done as f64 / self.total as f64));
+        }
+        if let Some((since, at)) = self.first {
+            let seconds = since.elapsed().as_secs_f64();
+            let rate = (self.done - at.min(self.done)) as f64 / seconds.max(1e-3);
+            if rate > 0.0 && seconds > 0.3 {
+                parts.push(format!("{} {}/s", short(rate), self.unit));
+                if self.total > self.done {
+                    let left = (self.total - self.done) as f64 / rate;
+                    parts.push(format!("{} left", duration(left)));
+                }
+            }
+        }
+        if !self.metrics.is_empty() {
+            parts.push(self.metrics.clone());
+        }
+        if parts.is_empty() {
+            parts.push(duration(self.started.elapsed().as_secs_f64()));
+        }
+        parts.join(", ")
+    }
+}
+
+fn short(rate: f64) -> String {
+    match rate {
+        1e6.. => format!("{:.1}M", rate / 1e6),
+        1e4.. => format!("{:.0}k", rate / 1e3),
+        1e3.. => format!("{:.1}k", rate / 1e3),
+        _ => format!("{rate:.0}"),
+    }
+}

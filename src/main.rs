@@ -1,0 +1,23 @@
+//! `pipe`: parses the command line, calls, turns errors into exit codes. Decides nothing else.
+//!
+//! Exit codes: 0 well, 1 a step failed, 2 wrong pipeline or argument, 130 interrupted.
+
+mod cli;
+mod commands;
+mod console;
+mod out;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            out::error(&error);
+            ExitCode::from(if error.is::<commands::Wrong>() { 2 } else { 1 })
+        }
+    }
+}
