@@ -27,6 +27,27 @@ fn the_whole_method_is_incremental() {
     assert_eq!(project.executed(&[]), ["probe"], "the teacher is shared");
 }
 
+/// Real prose where there is some: `PIPE_TEST_DATA` names a folder with `text/`.
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn real_text_goes_to_the_end() {
+    let Some(data) = std::env::var_os("PIPE_TEST_DATA") else {
+        return eprintln!("skipped: PIPE_TEST_DATA is not set");
+    };
+    let text = std::path::Path::new(&data).join("text");
+    let project = Project::with(TINY);
+    for name in ["books.jsonl", "wikitext-2-valid.txt"] {
+        let set = format!("corpus={}", text.join(name).display());
+        assert_eq!(project.run(&["--set", &set]), "0 cached, 13 ran", "{name}");
+        let shown = project.pipe(&["show", "evaluate", "--set", &set, "--json"]).stdout;
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let nats = shown["metrics"]["teacher"]["nats"].as_f64().unwrap();
+        // 40 tiny updates learn something: better than guessing among 512 tokens.
+        assert!(nats > 1.0 && nats < 512f64.ln(), "{name}: {nats}");
+        assert!(shown["metrics"]["student"]["recall"].is_null(), "prose asks nothing");
+    }
+}
+
 #[test]
 fn bytes_depend_on_no_cache_and_no_thread_count() {
     let digests = |jobs: &str| {
