@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
-use engine::event::{Event, Stamped};
+use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Options, Outcome, Setting};
 use engine::pool::Launcher;
 use engine::run::{Asked, Past, Record};
@@ -58,7 +58,10 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
     console.last_line(&outcome.summary);
     kept?;
-    Ok(exit_code(&outcome))
+    match outcome.unkept {
+        Some(error) => Err(error.into()),
+        None => Ok(exit_code(&outcome.summary)),
+    }
 }
 
 /// Draws the report beside the record. Its failure is told and ends nothing.
@@ -74,8 +77,8 @@ fn draw(dir: &std::path::Path, cache: &cache::Cache, console: &mut Console) {
     }
 }
 
-fn exit_code(outcome: &Outcome) -> ExitCode {
-    match &outcome.summary {
+fn exit_code(summary: &Summary) -> ExitCode {
+    match summary {
         summary if summary.interrupted => ExitCode::from(130),
         summary if summary.failed > 0 => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,

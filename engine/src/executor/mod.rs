@@ -47,6 +47,8 @@ pub struct Outcome {
     pub summary: Summary,
     /// By position in the plan.
     pub steps: Vec<Settled>,
+    /// Why results could not be kept, if some could not (a full disk).
+    pub unkept: Option<cache::Error>,
 }
 
 /// What a run needs beside the plan.
@@ -212,8 +214,7 @@ impl<'a> Executor<'a> {
         self.summary.interrupted = self.stopping > 0;
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary: summary.clone() });
-        flushed?;
-        Ok(Outcome { summary, steps: self.settled })
+        Ok(Outcome { summary, steps: self.settled, unkept: flushed.err() })
     }
 
     fn emit(&mut self, event: Event) {
