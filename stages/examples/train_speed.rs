@@ -18,7 +18,6 @@ fn main() -> anyhow::Result<()> {
         vocab,
         d_model: 64,
         layers: vec![MixerKind::Attention; 3],
-        wiring: Default::default(),
         heads: 4,
         kv_heads: 4,
         head_dim: 16,
@@ -30,6 +29,7 @@ fn main() -> anyhow::Result<()> {
         d_state: 32,
         d_conv: 4,
         chunk: 64,
+        ..Config::default()
     })?;
     let mut params = model.init(17);
     let mut language = Language::new(&model, batch, seq, Keep::Backward);

@@ -337,8 +337,10 @@ impl Part {
     fn new(params: &Params, model: &Model, seq: usize, layers: usize) -> Part {
         let dims = Dims { batch: CHUNK, seq };
         let logits = params.keep.contains(&Signal::Logits);
+        let matrices =
+            params.keep.contains(&Signal::Attention) && params.attention == AttentionForm::Matrix;
         Part {
-            pass: model.pass(dims, Keep::Nothing),
+            pass: model.pass(dims, if matrices { Keep::Matrices } else { Keep::Nothing }),
             first: 0,
             count: 0,
             attention: vec![(Vec::new(), Vec::new()); layers],

@@ -106,7 +106,7 @@ const RECORD_EVERY: u64 = 20;
 
 impl Stage for Pretrain {
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const DOC: &'static str = "Trains a small Llama-style Transformer on token shards.";
     const CPU: Cpu = Cpu::All;
     type Params = Params;
@@ -181,7 +181,6 @@ fn config(p: &Params, tokens: &TokenShard) -> Config {
         vocab: tokens.vocab(),
         d_model: p.d_model,
         layers: vec![MixerKind::Attention; p.layers],
-        wiring: Default::default(),
         heads: p.heads,
         kv_heads: p.kv_heads.unwrap_or(p.heads),
         head_dim: p.d_model / p.heads,
@@ -193,6 +192,7 @@ fn config(p: &Params, tokens: &TokenShard) -> Config {
         d_state: 64,
         d_conv: 4,
         chunk: 64,
+        ..Config::default()
     }
 }
 

@@ -1,20 +1,19 @@
 //! The attention mixer: projections and rotary positions around [`ops::attention`].
 
 use super::config::Config;
+use super::linear::Linear;
 use super::mixer::Scene;
-use super::params::{Builder, Init, Part, Slot};
+use super::params::{Builder, Init, Part};
 use crate::ops::Dims;
 use crate::ops::attention::{self as op, Heads};
-use crate::ops::gemm::{linear, linear_add, linear_dw, linear_dx};
 
 /// Slots of an attention mixer.
 pub struct Attention {
     heads: Heads,
-    d_model: usize,
-    /// q, k and v projections as one matrix (they lie one after the other).
-    pub qkv: Slot,
+    /// q, k and v projections as one (they lie one after the other).
+    pub qkv: Linear,
     /// The output projection.
-    pub o: Slot,
+    pub o: Linear,
 }
 
 /// Activations that the backward pass and phase 1 need.
@@ -22,7 +21,7 @@ pub struct Saved {
     heads: Heads,
     /// Rows of q heads, k heads, v heads; q and k rotated.
     pub qkv_nr: Vec<f32>,
-    /// A per query head, `[batch, head, seq, seq]`.
+    /// A per query head, `[batch, head, seq, seq]`; of a pass that keeps no matrices a tile's.
     pub probs_bhll: Vec<f32>,
     /// Log-sum-exp of every row of scaled scores, `[batch, head, seq]`.
     pub lse_bhl: Vec<f32>,
@@ -49,7 +48,7 @@ impl Attention {
         self.heads
     }
 
-    /// Declares `{prefix}{q,k,v,o}_proj.weight`.
+    /// Declares `{prefix}{q,k,v,o}_proj` (Phi calls the last `dense`).
     pub fn declare(
         config: &Config,
         layer: usize,
@@ -57,25 +56,24 @@ impl Attention {
         builder: &mut Builder,
     ) -> Attention {
         let heads = Heads { query: config.heads, kv: config.kv_heads, dim: config.head_dim };
-        let (d, part) = (config.d_model, Part::Mixer(layer));
-        let init = Init::Normal(config.init_std());
-        let mut matrix = |name: &str, rows, cols, init| {
-            builder.matrix(format!("{prefix}{name}_proj.weight"), rows, cols, part, init)
-        };
-        let q = matrix("q", config.d_inner(), d, init);
-        let k = matrix("k", config.d_kv(), d, init);
-        let v = matrix("v", config.d_kv(), d, init);
-        let o = matrix("o", d, config.d_inner(), Init::Normal(config.init_std_out()));
-        Attention { heads, d_model: d, qkv: q.join(k).join(v), o }
+        let (inner, kv, part) = (config.d_inner(), config.d_kv(), Part::Mixer(layer));
+        let named = |name: &str, rows| (format!("{prefix}{name}"), rows);
+        let parts = [named("q_proj", inner), named("k_proj", kv), named("v_proj", kv)];
+        let how = (part, Init::Normal(config.init_std()), config.bias.qkv);
+        let qkv = Linear::declare(&parts, config.d_model, how, builder);
+        let how = (part, Init::Normal(config.init_std_out()), config.bias.out);
+        let o = Linear::declare(&[named(config.out_name(), config.d_model)], inner, how, builder);
+        Attention { heads, qkv, o }
     }
 
-    /// Buffers for `dims`.
-    pub fn saved(&self, dims: Dims) -> Saved {
+    /// Buffers for `dims`; all of A only if `matrices`.
+    pub fn saved(&self, dims: Dims, matrices: bool) -> Saved {
         let (n, rows) = (dims.tokens(), dims.tokens() * self.heads.query);
+        let probs = if matrices { rows * dims.seq } else { op::scratch_len(dims.seq) };
         Saved {
             heads: self.heads,
             qkv_nr: vec![0.0; n * self.heads.row()],
-            probs_bhll: vec![0.0; rows * dims.seq],
+            probs_bhll: vec![0.0; probs],
             lse_bhl: vec![0.0; rows],
             ctx_nd: vec![0.0; n * self.heads.width()],
         }
@@ -100,8 +98,8 @@ impl Attention {
         out_nd: &mut [f32],
         saved: &mut Saved,
     ) {
-        let (n, d, heads) = (scene.dims.tokens(), self.d_model, self.heads);
-        linear(n, d, heads.row(), x_nd, self.qkv.of(params), &mut saved.qkv_nr);
+        let (n, heads) = (scene.dims.tokens(), self.heads);
+        self.qkv.forward(params, n, x_nd, &mut saved.qkv_nr);
         let turned = heads.query + heads.kv;
         scene.rope.rotate(&mut saved.qkv_nr, heads.row(), turned, scene.dims.seq, false);
         let out = op::Out {
@@ -110,7 +108,7 @@ impl Attention {
             ctx_nd: &mut saved.ctx_nd,
         };
         op::forward(scene.dims, heads, scene.starts_n, &saved.qkv_nr, out);
-        linear_add(n, heads.width(), d, &saved.ctx_nd, self.o.of(params), out_nd);
+        self.o.forward_add(params, n, &saved.ctx_nd, out_nd);
     }
 
     /// See [`super::mixer::Mixer::backward`].
@@ -126,9 +124,9 @@ impl Attention {
         scratch: &mut Scratch,
         grads: Option<&mut [f32]>,
     ) {
-        let (n, d, heads) = (scene.dims.tokens(), self.d_model, self.heads);
+        let (n, heads) = (scene.dims.tokens(), self.heads);
         let Heads { query, kv, .. } = heads;
-        linear_dx(n, heads.width(), d, d_out_nd, self.o.of(params), &mut scratch.d_ctx_nd);
+        self.o.backward_input(params, n, d_out_nd, &mut scratch.d_ctx_nd);
         let back = op::Back {
             qkv_nr: &saved.qkv_nr,
             probs_bhll: &saved.probs_bhll,
@@ -138,10 +136,10 @@ impl Attention {
         let d_qkv = &mut scratch.d_qkv_nr;
         op::backward(scene.dims, heads, scene.starts_n, &scratch.d_ctx_nd, back, d_qkv);
         scene.rope.rotate(d_qkv, heads.row(), query + kv, scene.dims.seq, true);
-        linear_dx(n, d, heads.row(), d_qkv, self.qkv.of(params), d_x_nd);
+        self.qkv.backward_input(params, n, d_qkv, d_x_nd);
         if let Some(grads) = grads {
-            linear_dw(n, d, heads.row(), d_qkv, x_nd, self.qkv.of_mut(grads));
-            linear_dw(n, heads.width(), d, d_out_nd, &saved.ctx_nd, self.o.of_mut(grads));
+            self.qkv.backward_weight(n, d_qkv, x_nd, grads);
+            self.o.backward_weight(n, d_out_nd, &saved.ctx_nd, grads);
         }
     }
 }

@@ -1,10 +1,13 @@
-//! One block, wired sequentially: `m = u + mixer(norm(u))`, `out = m + mlp(norm(m))`.
+//! One block: norms, mixer and MLP, wired one after the other (Llama: `m = u + mixer(norm1(u))`,
+//! `out = m + mlp(norm2(m))`) or side by side (Phi: `out = u + mixer(norm1(u)) + mlp(norm1(u))`).
 
-use super::config::Config;
+use super::config::{Config, MixerKind, Wiring};
 use super::mixer::{self, Mixer, Scene};
-use super::params::{Builder, Init, Part, Slot};
-use crate::ops::gemm::{linear, linear_add, linear_dw, linear_dx};
-use crate::ops::{Dims, mlp, norm};
+use super::mlp::{self, Mlp};
+use super::norm::Norm;
+use super::params::{Builder, Part};
+use crate::ops::Dims;
+use crate::ops::vector::add;
 
 /// Which parameters get gradients; work for the others is skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +16,10 @@ pub struct Trained {
     pub embedding: bool,
     /// All norms.
     pub norms: bool,
-    /// The mixers.
+    /// The mixers that replace attention.
     pub mixers: bool,
+    /// The mixers that are attention.
+    pub attention: bool,
     /// The MLPs.
     pub mlps: bool,
     /// The head of a model that is not tied.
@@ -23,33 +28,52 @@ pub struct Trained {
 
 impl Trained {
     /// Everything.
-    pub const ALL: Trained =
-        Trained { embedding: true, norms: true, mixers: true, mlps: true, head: true };
-    /// The mixers only, as in phases 1 and 2.
-    pub const MIXERS: Trained =
-        Trained { embedding: false, norms: false, mixers: true, mlps: false, head: false };
+    pub const ALL: Trained = Trained {
+        embedding: true,
+        norms: true,
+        mixers: true,
+        attention: true,
+        mlps: true,
+        head: true,
+    };
+    /// The new mixers only, as in phases 1 and 2.
+    pub const MIXERS: Trained = Trained {
+        embedding: false,
+        norms: false,
+        mixers: true,
+        attention: false,
+        mlps: false,
+        head: false,
+    };
 
-    /// Whether anything outside the blocks needs a gradient that passes through the first block.
-    pub fn below_blocks(self) -> bool {
-        self.embedding
+    /// Whether the mixer of a block of this kind gets gradients.
+    pub fn mixer(self, kind: MixerKind) -> bool {
+        match kind {
+            MixerKind::Attention => self.attention,
+            MixerKind::Ssm => self.mixers,
+        }
+    }
+
+    /// The first block that a gradient has to pass: what is below trains nothing.
+    pub fn first_block(self, layers: &[MixerKind]) -> usize {
+        if self.embedding || self.norms || self.mlps {
+            return 0;
+        }
+        layers.iter().position(|kind| self.mixer(*kind)).unwrap_or(layers.len())
     }
 }
 
 /// Slots of a block.
 pub struct Block {
     d: usize,
-    f: usize,
-    eps: f32,
-    /// The norm before the mixer.
-    pub norm1: Slot,
+    /// The norm before the mixer (and, side by side, before the MLP).
+    pub norm1: Norm,
     /// The mixer.
     pub mixer: Mixer,
-    /// The norm before the MLP.
-    pub norm2: Slot,
-    /// Gate and up projections as one matrix.
-    pub gate_up: Slot,
-    /// The down projection.
-    pub down: Slot,
+    /// The norm before the MLP, unless it shares the mixer's.
+    pub norm2: Option<Norm>,
+    /// The MLP.
+    pub mlp: Mlp,
 }
 
 /// Activations of a block that its backward pass needs.
@@ -59,57 +83,52 @@ pub struct Saved {
     inv1_n: Vec<f32>,
     /// The mixer's own.
     pub mixer: mixer::Saved,
-    /// The residual stream between mixer and MLP.
+    /// The residual stream with the mixer's output.
     pub mid_nd: Vec<f32>,
     x2_nd: Vec<f32>,
     inv2_n: Vec<f32>,
-    gu_n2f: Vec<f32>,
-    act_nf: Vec<f32>,
+    mlp: mlp::Saved,
 }
 
 /// Buffers of the backward pass, shared by all blocks.
 pub struct Scratch {
     d_x_nd: Vec<f32>,
-    d_act_nf: Vec<f32>,
-    d_gu_n2f: Vec<f32>,
+    /// Side by side: what the MLP gives back to the norm they share.
+    d_shared_nd: Option<Vec<f32>>,
+    /// Whether it did since the last [`Block::backward_mixer`].
+    shared: bool,
+    mlp: mlp::Scratch,
     mixer: mixer::Scratch,
 }
 
 impl Block {
     /// Declares the tensors of layer `layer` under `{prefix}` (`model.layers.0.`).
     pub fn declare(config: &Config, layer: usize, prefix: &str, builder: &mut Builder) -> Block {
-        let (d, f) = (config.d_model, config.ffn);
-        let one = Init::Constant(1.0);
-        let std = Init::Normal(config.init_std());
-        let vector = |builder: &mut Builder, name: &str| {
-            builder.vector(format!("{prefix}{name}.weight"), d, Part::Norm(layer), one)
+        let norm = |builder: &mut Builder, name: &str| {
+            Norm::declare(config, &format!("{prefix}{name}."), Part::Norm(layer), builder)
         };
-        let matrix = |builder: &mut Builder, name: &str, rows, cols, init| {
-            let name = format!("{prefix}mlp.{name}_proj.weight");
-            builder.matrix(name, rows, cols, Part::Mlp(layer), init)
-        };
-        let norm1 = vector(builder, "input_layernorm");
+        let norm1 = norm(builder, "input_layernorm");
         let mixer = Mixer::declare(config, layer, &config.mixer_prefix(layer), builder);
-        let norm2 = vector(builder, "post_attention_layernorm");
-        let gate = matrix(builder, "gate", f, d, std);
-        let up = matrix(builder, "up", f, d, std);
-        let down = matrix(builder, "down", d, f, Init::Normal(config.init_std_out()));
-        let eps = config.norm_eps as f32;
-        Block { d, f, eps, norm1, mixer, norm2, gate_up: gate.join(up), down }
+        let norm2 = match config.wiring {
+            Wiring::Sequential => Some(norm(builder, "post_attention_layernorm")),
+            Wiring::Parallel => None,
+        };
+        let mlp = Mlp::declare(config, layer, prefix, builder);
+        Block { d: config.d_model, norm1, mixer, norm2, mlp }
     }
 
-    /// Buffers for `dims`.
-    pub fn saved(&self, dims: Dims) -> Saved {
+    /// Buffers for `dims`; with what the backward pass needs if `back`.
+    pub fn saved(&self, dims: Dims, back: bool) -> Saved {
         let n = dims.tokens();
+        let own = if self.norm2.is_some() { n } else { 0 };
         Saved {
             x1_nd: vec![0.0; n * self.d],
             inv1_n: vec![0.0; n],
-            mixer: self.mixer.saved(dims),
+            mixer: self.mixer.saved(dims, back),
             mid_nd: vec![0.0; n * self.d],
-            x2_nd: vec![0.0; n * self.d],
-            inv2_n: vec![0.0; n],
-            gu_n2f: vec![0.0; n * 2 * self.f],
-            act_nf: vec![0.0; n * self.f],
+            x2_nd: vec![0.0; own * self.d],
+            inv2_n: vec![0.0; own],
+            mlp: self.mlp.saved(n),
         }
     }
 
@@ -118,8 +137,9 @@ impl Block {
         let n = dims.tokens();
         let mut scratch = Scratch {
             d_x_nd: vec![0.0; n * self.d],
-            d_act_nf: vec![0.0; n * self.f],
-            d_gu_n2f: vec![0.0; n * 2 * self.f],
+            d_shared_nd: self.norm2.is_none().then(|| vec![0.0; n * self.d]),
+            shared: false,
+            mlp: self.mlp.scratch(n),
             mixer: mixer::Scratch::default(),
         };
         self.reserve(dims, &mut scratch);
@@ -134,20 +154,23 @@ impl Block {
     /// The norm and the mixer alone: fills [`Saved::x1_nd`] and [`Saved::mid_nd`] (`u + mixer`).
     pub fn forward_mixer(&self, params: &[f32], scene: Scene, u_nd: &[f32], saved: &mut Saved) {
         let Saved { x1_nd, inv1_n, mixer, mid_nd, .. } = saved;
-        norm::forward(u_nd, self.norm1.of(params), self.eps, x1_nd, inv1_n);
+        self.norm1.forward(params, u_nd, x1_nd, inv1_n);
         mid_nd.copy_from_slice(u_nd);
         self.mixer.forward(params, scene, x1_nd, mid_nd, mixer);
     }
 
-    /// The MLP on [`Saved::mid_nd`]: `out = mid + mlp(norm(mid))`.
+    /// The MLP after [`Block::forward_mixer`]: `out = mid + mlp(…)`.
     pub fn forward_mlp(&self, params: &[f32], out_nd: &mut [f32], saved: &mut Saved) {
-        let Saved { mid_nd, x2_nd, inv2_n, gu_n2f, act_nf, .. } = saved;
-        let n = inv2_n.len();
-        norm::forward(mid_nd, self.norm2.of(params), self.eps, x2_nd, inv2_n);
-        linear(n, self.d, 2 * self.f, x2_nd, self.gate_up.of(params), gu_n2f);
-        mlp::forward(self.f, gu_n2f, act_nf);
+        let Saved { x1_nd, mid_nd, x2_nd, inv1_n, inv2_n, mlp, .. } = saved;
         out_nd.copy_from_slice(mid_nd);
-        linear_add(n, self.f, self.d, act_nf, self.down.of(params), out_nd);
+        let x_nd = match self.norm2 {
+            None => x1_nd,
+            Some(norm) => {
+                norm.forward(params, mid_nd, x2_nd, inv2_n);
+                x2_nd
+            }
+        };
+        self.mlp.forward_add(params, inv1_n.len(), x_nd, out_nd, mlp);
     }
 
     /// The whole block, `u_nd` → `out_nd`.
@@ -163,7 +186,8 @@ impl Block {
         self.forward_mlp(params, out_nd, saved);
     }
 
-    /// Turns the gradient of the block's output, `d_nd`, into that of [`Saved::mid_nd`].
+    /// Turns the gradient of the block's output, `d_nd`, into that of [`Saved::mid_nd`]; what a
+    /// shared norm gets from the MLP waits in `scratch` for [`Block::backward_mixer`].
     pub fn backward_mlp(
         &self,
         params: &[f32],
@@ -173,17 +197,21 @@ impl Block {
         trained: Trained,
         grads: &mut [f32],
     ) {
-        let (n, d, f) = (saved.inv2_n.len(), self.d, self.f);
-        let Scratch { d_x_nd, d_act_nf, d_gu_n2f, .. } = scratch;
-        linear_dx(n, f, d, d_nd, self.down.of(params), d_act_nf);
-        mlp::backward(f, d_act_nf, &saved.gu_n2f, d_gu_n2f);
-        if trained.mlps {
-            linear_dw(n, f, d, d_nd, &saved.act_nf, self.down.of_mut(grads));
-            linear_dw(n, d, 2 * f, d_gu_n2f, &saved.x2_nd, self.gate_up.of_mut(grads));
+        let n = saved.inv1_n.len();
+        let Scratch { d_x_nd, d_shared_nd, shared, mlp, .. } = scratch;
+        let own = trained.mlps.then_some(&mut *grads);
+        match (self.norm2, d_shared_nd) {
+            (Some(norm), _) => {
+                self.mlp.backward(params, n, &saved.x2_nd, d_nd, d_x_nd, &saved.mlp, mlp, own);
+                let own = trained.norms.then_some(grads);
+                norm.backward(params, d_x_nd, (&saved.mid_nd, &saved.inv2_n), d_nd, own);
+            }
+            (None, Some(d_x_nd)) => {
+                self.mlp.backward(params, n, &saved.x1_nd, d_nd, d_x_nd, &saved.mlp, mlp, own);
+                *shared = true;
+            }
+            (None, None) => unreachable!("the scratch is of a block that is wired otherwise"),
         }
-        linear_dx(n, d, 2 * f, d_gu_n2f, self.gate_up.of(params), d_x_nd);
-        let d_w = trained.norms.then(|| self.norm2.of_mut(grads));
-        norm::backward(d_x_nd, &saved.mid_nd, self.norm2.of(params), &saved.inv2_n, d_nd, d_w);
     }
 
     /// Turns the gradient of [`Saved::mid_nd`], `d_nd`, into that of the block's input `u_nd`.
@@ -199,20 +227,15 @@ impl Block {
         trained: Trained,
         grads: &mut [f32],
     ) {
-        let Scratch { d_x_nd, mixer, .. } = scratch;
-        let own = trained.mixers.then_some(&mut *grads);
-        self.mixer.backward(
-            params,
-            scene,
-            &saved.x1_nd,
-            d_nd,
-            d_x_nd,
-            &mut saved.mixer,
-            mixer,
-            own,
-        );
-        let d_w = trained.norms.then(|| self.norm1.of_mut(grads));
-        norm::backward(d_x_nd, u_nd, self.norm1.of(params), &saved.inv1_n, d_nd, d_w);
+        let Scratch { d_x_nd, d_shared_nd, shared, mixer, .. } = scratch;
+        let own = trained.mixer(self.mixer.kind()).then_some(&mut *grads);
+        let x_nd = &saved.x1_nd;
+        self.mixer.backward(params, scene, x_nd, d_nd, d_x_nd, &mut saved.mixer, mixer, own);
+        if let (true, Some(from_mlp)) = (std::mem::take(shared), d_shared_nd) {
+            add(d_x_nd, from_mlp);
+        }
+        let own = trained.norms.then_some(grads);
+        self.norm1.backward(params, d_x_nd, (u_nd, &saved.inv1_n), d_nd, own);
     }
 
     /// Turns the gradient of the block's output, `d_nd`, into that of its input, in place.

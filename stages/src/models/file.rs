@@ -11,7 +11,7 @@ use engine::tensors::{Tensors, View};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::params::{FileTensor, Params};
+use super::params::{FileTensor, Layout, Params};
 
 /// Name, element type and shape of a tensor that a file will have.
 pub type Spec = (String, Dtype, Vec<usize>);
@@ -122,6 +122,23 @@ pub fn save(
     writer.finish()
 }
 
+/// Whether every selected tensor of `layout` is there with its shape.
+pub fn check(
+    layout: &Layout,
+    tensors: &Tensors,
+    select: impl Fn(&FileTensor) -> bool,
+) -> Result<()> {
+    for file in layout.files().iter().filter(|file| select(file)) {
+        let Some(view) = tensors.get(&file.name) else {
+            bail!("tensor `{}` is missing", file.name)
+        };
+        if view.shape != file.shape {
+            bail!("tensor `{}` is {:?}, the model needs {:?}", file.name, view.shape, file.shape);
+        }
+    }
+    Ok(())
+}
+
 /// Reads the selected tensors into `params`; every one must be there with its shape, as f32, bf16
 /// or f16.
 pub fn load(
@@ -130,13 +147,9 @@ pub fn load(
     select: impl Fn(&FileTensor) -> bool,
 ) -> Result<()> {
     let layout = params.layout().clone();
+    check(&layout, tensors, &select)?;
     for file in layout.files().iter().filter(|file| select(file)) {
-        let Some(view) = tensors.get(&file.name) else {
-            bail!("tensor `{}` is missing", file.name)
-        };
-        if view.shape != file.shape {
-            bail!("tensor `{}` is {:?}, the model needs {:?}", file.name, view.shape, file.shape);
-        }
+        let view = tensors.get(&file.name).expect("checked above");
         read_f32(&file.name, view, &mut params.flat[file.range.clone()])?;
     }
     Ok(())

@@ -63,10 +63,18 @@ impl Mixer {
         }
     }
 
-    /// Buffers for `dims`.
-    pub fn saved(&self, dims: Dims) -> Saved {
+    /// What it is.
+    pub fn kind(&self) -> MixerKind {
         match self {
-            Mixer::Attention(mixer) => Saved::Attention(mixer.saved(dims)),
+            Mixer::Attention(_) => MixerKind::Attention,
+            Mixer::Ssm(_) => MixerKind::Ssm,
+        }
+    }
+
+    /// Buffers for `dims`; attention keeps its matrices only if `matrices`.
+    pub fn saved(&self, dims: Dims, matrices: bool) -> Saved {
+        match self {
+            Mixer::Attention(mixer) => Saved::Attention(mixer.saved(dims, matrices)),
             Mixer::Ssm(mixer) => Saved::Ssm(Box::new(mixer.saved(dims))),
         }
     }

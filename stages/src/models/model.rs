@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use engine::tensors::Tensors;
@@ -11,11 +11,12 @@ use engine::tensors::Tensors;
 use super::block::{self, Block, Trained};
 use super::config::Config;
 use super::file;
+use super::linear::Linear;
 use super::mixer::Scene;
+use super::norm::Norm;
 use super::params::{Builder, Init, Layout, Params, Part, Slot};
-use crate::ops::gemm::{Mat, gemm, linear, linear_dw};
 use crate::ops::rope::Table;
-use crate::ops::{Dims, embed, norm};
+use crate::ops::{Dims, embed};
 
 /// Structure of a model: where every parameter lies, not its value.
 pub struct Model {
@@ -26,13 +27,15 @@ pub struct Model {
     /// The blocks, first to last.
     pub blocks: Vec<Block>,
     embedding: Slot,
-    norm: Slot,
-    head: Slot,
-    rope: Arc<Table>,
+    norm: Norm,
+    head: Linear,
+    rope: [OnceLock<Table>; TABLES],
 }
 
-/// Longest sequence for which rotary tables are made.
-const POSITIONS: usize = 8192;
+/// Rotary tables are made when they are first needed, the i-th for `FIRST_TABLE << i` positions.
+const FIRST_TABLE: usize = 1024;
+/// So that the last one is for 2²² positions.
+const TABLES: usize = 13;
 
 /// Activations of one shard, made once and used for every update.
 pub struct Pass {
@@ -43,8 +46,10 @@ pub struct Pass {
     pub starts_n: Vec<u32>,
     /// Residual stream before block `l`; the last one is after the last block, un-normed.
     pub hidden: Vec<Vec<f32>>,
-    /// One a block, or a single one that all blocks use in turn when nothing goes back.
+    /// One a block, or one a kind of mixer that blocks use in turn when nothing goes back.
     saved: Vec<block::Saved>,
+    /// Which of them each block uses.
+    saved_of: Vec<usize>,
     scratch: Option<block::Scratch>,
     final_nd: Vec<f32>,
     final_inv_n: Vec<f32>,
@@ -55,8 +60,10 @@ pub struct Pass {
 /// What a [`Pass`] is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// Forward only: blocks share their buffers.
+    /// Forward only: blocks share their buffers, and no attention matrix is whole.
     Nothing,
+    /// The same with whole attention matrices, for whoever observes them.
+    Matrices,
     /// Forward and backward.
     Backward,
 }
@@ -75,14 +82,33 @@ impl Model {
             Block::declare(&config, layer, &prefix, &mut builder)
         };
         let blocks: Vec<Block> = (0..config.layers.len()).map(block).collect();
-        let one = Init::Constant(1.0);
-        let norm = builder.vector(names.norm.into(), d, Part::FinalNorm, one);
-        let head = match config.tied {
-            true => embedding,
-            false => builder.matrix("lm_head.weight".into(), v, d, Part::Head, std),
-        };
-        let rope = Arc::new(Table::new(POSITIONS, config.head_dim, config.rope_theta));
+        let norm = Norm::declare(&config, names.norm, Part::FinalNorm, &mut builder);
+        let head = declare_head(&config, embedding, &mut builder);
+        let rope = [const { OnceLock::new() }; TABLES];
         Ok(Model { layout: builder.finish(), blocks, embedding, norm, head, rope, config })
+    }
+
+    /// The embedding.
+    pub fn embedding(&self) -> Slot {
+        self.embedding
+    }
+
+    /// The norm before the head.
+    pub fn final_norm(&self) -> Norm {
+        self.norm
+    }
+
+    /// The head.
+    pub fn head(&self) -> Linear {
+        self.head
+    }
+
+    /// Rotary tables for at least `positions`.
+    pub fn rope(&self, positions: usize) -> &Table {
+        let size = |i: usize| FIRST_TABLE << i;
+        let at = (0..TABLES).find(|i| size(*i) >= positions);
+        let at = at.expect("sequences are limited to 2²² tokens");
+        self.rope[at].get_or_init(|| Table::new(0, size(at), &self.config.rope()))
     }
 
     /// Fresh weights; a tensor's values depend on `seed` and its name alone.
@@ -103,6 +129,8 @@ impl Model {
             tensors.metadata("config").context("the file has no `config` in its metadata")?;
         let config = serde_json::from_str(text).context("the file's `config` cannot be read")?;
         let model = Model::new(config)?;
+        // First, so that a lying configuration is an error and no huge allocation.
+        file::check(&model.layout, tensors, |_| true)?;
         let mut params = Params::zeros(&model.layout);
         file::load(&mut params, tensors, |_| true)?;
         Ok((model, params))
@@ -110,10 +138,13 @@ impl Model {
 
     /// Buffers for shards of `dims`.
     pub fn pass(&self, dims: Dims, keep: Keep) -> Pass {
-        assert!(dims.seq <= POSITIONS, "sequences are limited to {POSITIONS} tokens");
         let (n, d) = (dims.tokens(), self.config.d_model);
         let back = keep == Keep::Backward;
-        let count = if back { self.blocks.len() } else { 1 };
+        let saved_of: Vec<usize> = match back {
+            true => (0..self.blocks.len()).collect(),
+            false => self.first_of_kind(),
+        };
+        let users = (0..self.blocks.len()).filter(|layer| saved_of[*layer] == *layer);
         let scratch = back.then(|| {
             let mut scratch = self.blocks[0].scratch(dims);
             self.blocks.iter().for_each(|block| block.reserve(dims, &mut scratch));
@@ -125,7 +156,14 @@ impl Model {
             tokens_n: vec![0; n],
             starts_n: vec![0; n],
             hidden: (0..=self.blocks.len()).map(|_| vec![0.0; n * d]).collect(),
-            saved: self.blocks[..count].iter().map(|block| block.saved(dims)).collect(),
+            saved: users
+                .clone()
+                .map(|layer| self.blocks[layer].saved(dims, keep != Keep::Nothing))
+                .collect(),
+            saved_of: saved_of
+                .iter()
+                .map(|of| users.clone().take_while(|u| u < of).count())
+                .collect(),
             scratch,
             final_nd: vec![0.0; n * d],
             final_inv_n: vec![0.0; n],
@@ -134,9 +172,15 @@ impl Model {
         }
     }
 
+    /// For each block, the first one with its kind of mixer.
+    fn first_of_kind(&self) -> Vec<usize> {
+        let layers = &self.config.layers;
+        layers.iter().map(|kind| layers.iter().position(|k| k == kind).unwrap_or(0)).collect()
+    }
+
     /// What mixers see of a pass.
     pub fn scene<'a>(&'a self, dims: Dims, starts_n: &'a [u32]) -> Scene<'a> {
-        Scene { dims, starts_n, rope: &self.rope }
+        Scene { dims, starts_n, rope: self.rope(dims.seq) }
     }
 
     /// Runs [`Pass::tokens_n`] through all blocks and the final norm; `observe` sees every block's
@@ -145,29 +189,38 @@ impl Model {
         &self,
         params: &[f32],
         pass: &mut Pass,
+        observe: impl FnMut(usize, &[f32], &block::Saved),
+    ) {
+        self.forward_blocks(params, pass, self.blocks.len(), observe);
+        let last = pass.hidden.last().expect("one more than blocks");
+        self.norm.forward(params, last, &mut pass.final_nd, &mut pass.final_inv_n);
+    }
+
+    /// The same through the first `count` blocks only, for whoever wants nothing of the others.
+    pub fn forward_blocks(
+        &self,
+        params: &[f32],
+        pass: &mut Pass,
+        count: usize,
         mut observe: impl FnMut(usize, &[f32], &block::Saved),
     ) {
-        let Pass { dims, tokens_n, starts_n, hidden, saved, .. } = pass;
+        let Pass { dims, tokens_n, starts_n, hidden, saved, saved_of, .. } = pass;
         document_starts(self.config.separator, dims.seq, tokens_n, starts_n);
         embed::forward(self.config.d_model, tokens_n, self.embedding.of(params), &mut hidden[0]);
-        let scene = Scene { dims: *dims, starts_n, rope: &self.rope };
-        let shared = saved.len() < self.blocks.len();
-        for (layer, block) in self.blocks.iter().enumerate() {
+        let scene = self.scene(*dims, starts_n);
+        for (layer, block) in self.blocks.iter().enumerate().take(count) {
             let (before, after) = hidden.split_at_mut(layer + 1);
-            let saved = &mut saved[if shared { 0 } else { layer }];
+            let saved = &mut saved[saved_of[layer]];
             block.forward(params, scene, &before[layer], &mut after[0], saved);
             observe(layer, &before[layer], saved);
         }
-        let last = hidden.last().expect("one more than blocks");
-        let eps = self.config.norm_eps as f32;
-        norm::forward(last, self.norm.of(params), eps, &mut pass.final_nd, &mut pass.final_inv_n);
     }
 
     /// Logits of the tokens `rows` of a pass that ran forward, `[rows, vocab]`, into `logits_nv`.
     pub fn logits(&self, params: &[f32], pass: &Pass, rows: Range<usize>, logits_nv: &mut [f32]) {
         let d = self.config.d_model;
         let x = &pass.final_nd[rows.start * d..rows.end * d];
-        linear(rows.len(), d, self.config.vocab, x, self.head.of(params), logits_nv);
+        self.head.forward(params, rows.len(), x, logits_nv);
     }
 
     /// Takes in the gradient of the logits of `rows`. Every row must come before
@@ -181,14 +234,13 @@ impl Model {
         trained: Trained,
         grads: &mut [f32],
     ) {
-        let (n, d, v) = (rows.len(), self.config.d_model, self.config.vocab);
+        let (n, d) = (rows.len(), self.config.d_model);
         let span = rows.start * d..rows.end * d;
-        let d_logits = Mat::new(d_logits_nv, n, v, v);
-        let weight = Mat::new(self.head.of(params), v, d, d);
-        gemm(&mut pass.d_final_nd[span.clone()], d, 0.0, 1.0, d_logits, weight);
+        let d_final_nd = &mut pass.d_final_nd[span.clone()];
+        self.head.backward_input(params, n, d_logits_nv, d_final_nd);
         let wanted = if self.config.tied { trained.embedding } else { trained.head };
         if wanted {
-            linear_dw(n, d, v, d_logits_nv, &pass.final_nd[span], self.head.of_mut(grads));
+            self.head.backward_weight(n, d_logits_nv, &pass.final_nd[span], grads);
         }
     }
 
@@ -197,13 +249,14 @@ impl Model {
     pub fn backward(&self, params: &[f32], pass: &mut Pass, trained: Trained, grads: &mut [f32]) {
         let Pass { dims, tokens_n, starts_n, hidden, saved, .. } = pass;
         let scratch = pass.scratch.as_mut().expect("a pass that keeps nothing cannot go back");
-        let (d_nd, weight) = (&mut pass.d_nd, self.norm.of(params));
+        let d_nd = &mut pass.d_nd;
         let last = hidden.last().expect("one more than blocks");
         d_nd.fill(0.0);
-        let d_w = trained.norms.then(|| self.norm.of_mut(grads));
-        norm::backward(&pass.d_final_nd, last, weight, &pass.final_inv_n, d_nd, d_w);
-        let scene = Scene { dims: *dims, starts_n, rope: &self.rope };
-        for (layer, block) in self.blocks.iter().enumerate().rev() {
+        let own = trained.norms.then_some(&mut *grads);
+        self.norm.backward(params, &pass.d_final_nd, (last, &pass.final_inv_n), d_nd, own);
+        let scene = self.scene(*dims, starts_n);
+        let first = trained.first_block(&self.config.layers);
+        for (layer, block) in self.blocks.iter().enumerate().skip(first).rev() {
             let (u, saved) = (&hidden[layer], &mut saved[layer]);
             block.backward(params, scene, u, d_nd, saved, scratch, trained, grads);
         }
@@ -212,6 +265,20 @@ impl Model {
             embed::backward(self.config.d_model, tokens_n, d_nd, table);
         }
     }
+}
+
+/// The head: the embedding's rows when tied, else `lm_head.weight`; maybe with a bias.
+fn declare_head(config: &Config, embedding: Slot, builder: &mut Builder) -> Linear {
+    let std = Init::Normal(config.init_std());
+    let (d, v) = (config.d_model, config.vocab);
+    let w = match config.tied {
+        true => embedding,
+        false => builder.matrix("lm_head.weight".into(), v, d, Part::Head, std),
+    };
+    let bias = |builder: &mut Builder| {
+        builder.column("lm_head.bias".into(), v, Part::Head, Init::Constant(0.0))
+    };
+    Linear { w, b: config.bias.head.then(|| bias(builder)) }
 }
 
 impl Pass {

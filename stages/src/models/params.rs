@@ -223,6 +223,12 @@ impl Builder {
         self.joined(name, vec![len], len, part, &[piece])[0]
     }
 
+    /// A bias of `len`, not decayed, one row each so that neighbours can be joined.
+    pub fn column(&mut self, name: String, len: usize, part: Part, init: Init) -> Slot {
+        let piece = Piece { suffix: "", rows: len, decay: false, init };
+        self.joined(name, vec![len], 1, part, &[piece])[0]
+    }
+
     /// One file tensor of `shape` made of `pieces` of `cols` columns, one below the other; gives
     /// a slot for each. A bias made of pieces has `cols` 1.
     pub fn joined(

@@ -12,8 +12,8 @@ use super::config::Config;
 use super::mixer::Scene;
 use super::params::{Builder, Init, Part, Piece, Slot};
 use crate::ops::gemm::{Mat, gemm, linear, linear_add, linear_dw, linear_dx};
-use crate::ops::vector::sigmoid;
-use crate::ops::{Dims, conv, gate, orient, ssd};
+use crate::ops::vector::{sigmoid, vectorised};
+use crate::ops::{Dims, conv, gate, many, orient, ssd};
 
 /// SiLU of this is 1: an open gate.
 const OPEN: f32 = 1.278_464_5;
@@ -72,16 +72,19 @@ pub struct Scratch {
     orient: orient::Scratch,
 }
 
-/// State of decoding: the last inputs of the convolution and the scan's state.
+/// State of decoding: the last inputs of the convolution and the scan's state. Its size depends on
+/// no text.
 #[derive(Clone, Debug)]
 pub struct State {
     window: Vec<f32>,
     scan: Vec<f32>,
-    proj: Vec<f32>,
-    xbc: Vec<f32>,
-    a_h: Vec<f32>,
-    y: Vec<f32>,
-    gated: Vec<f32>,
+}
+
+impl State {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        (self.window.capacity() + self.scan.capacity()) * size_of::<f32>()
+    }
 }
 
 impl Ssm {
@@ -378,45 +381,55 @@ impl Ssm {
         out
     }
 
-    /// A fresh state for [`Ssm::step`].
+    /// Bytes of a [`State`], without having one.
+    pub fn state_bytes(&self) -> usize {
+        (self.conv.len() + self.heads * self.state * self.width) * size_of::<f32>()
+    }
+
+    /// A fresh state for [`Ssm::run`].
     pub fn state(&self) -> State {
         State {
             window: vec![0.0; self.conv.len()],
             scan: vec![0.0; self.heads * self.state * self.width],
-            proj: vec![0.0; self.in_proj.rows],
-            xbc: vec![0.0; self.channels()],
-            a_h: vec![0.0; self.heads],
-            y: vec![0.0; self.inner()],
-            gated: vec![0.0; self.inner()],
         }
     }
 
-    /// *Adds* the mixer's output for one more token to `out_d`; `first` forgets what came before.
-    pub fn step(
+    /// *Adds* the mixer's output for `n` more tokens to `out_nd`, by the recurrence; `fresh` forgets
+    /// what came before them.
+    pub fn run(
         &self,
         params: &[f32],
-        x_d: &[f32],
-        first: bool,
-        out_d: &mut [f32],
+        n: usize,
+        fresh: bool,
+        x_nd: &[f32],
+        out_nd: &mut [f32],
         state: &mut State,
     ) {
-        let d = self.d_model;
-        if first {
+        let (rows, channels, inner) = (self.in_proj.rows, self.channels(), self.inner());
+        if fresh {
             state.window.fill(0.0);
             state.scan.fill(0.0);
         }
-        linear(1, d, self.in_proj.rows, x_d, self.in_proj.of(params), &mut state.proj);
+        let mut proj_nr = vec![0.0; n * rows];
+        many::linear(n, x_nd, self.in_proj.of(params), &mut proj_nr, false);
+        let (mut xbc_nc, mut y_nd) = (vec![0.0; n * channels], vec![0.0; n * inner]);
         let (w, bias) = (self.conv.of(params), self.conv_bias.of(params));
-        let x = &state.proj[..self.channels()];
-        conv::step(self.taps, x, w, bias, &mut state.window, &mut state.xbc);
-        for (a, a_log) in state.a_h.iter_mut().zip(&state.proj[self.a_log_at()..]) {
-            *a = sigmoid(-a_log);
-        }
         let one = self.shape(Dims { batch: 1, seq: 1 });
-        ssd::step(one, &state.xbc, &state.a_h, &mut state.scan, &mut state.y);
-        let inputs = self.gate_inputs(params, &state.y, &state.xbc, &state.proj);
-        gate::forward(self.gate_shape(1), inputs, &mut state.gated);
-        linear_add(1, self.inner(), d, &state.gated, self.out.of(params), out_d);
+        let mut a_h = vec![0.0; self.heads];
+        vectorised(|| {
+            let tokens = xbc_nc.chunks_exact_mut(channels).zip(y_nd.chunks_exact_mut(inner));
+            for (proj, (xbc, y)) in proj_nr.chunks_exact(rows).zip(tokens) {
+                conv::step(self.taps, &proj[..channels], w, bias, &mut state.window, xbc);
+                for (a, a_log) in a_h.iter_mut().zip(&proj[self.a_log_at()..]) {
+                    *a = sigmoid(-a_log);
+                }
+                ssd::step(one, xbc, &a_h, &mut state.scan, y);
+            }
+        });
+        let mut gated_nd = vec![0.0; n * inner];
+        let inputs = self.gate_inputs(params, &y_nd, &xbc_nc, &proj_nr);
+        gate::forward(self.gate_shape(n), inputs, &mut gated_nd);
+        many::linear(n, &gated_nd, self.out.of(params), out_nd, true);
     }
 }
 

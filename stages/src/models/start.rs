@@ -40,14 +40,14 @@ pub fn from_attention(
     teacher: &[f32],
 ) -> Result<()> {
     let heads = attention.heads();
-    let (dim, d) = (heads.dim, attention.qkv.cols);
+    let (dim, d) = (heads.dim, attention.qkv.inputs());
     let state = ssm.bc.rows / 2 / heads.query;
     ensure!(
         state >= dim,
         "`init: attention` needs a `d_state` of at least the head's width, {dim}, not {state}"
     );
     let rows = |first: usize, n: usize| Slot {
-        offset: attention.qkv.offset + first * d,
+        offset: attention.qkv.w.offset + first * d,
         rows: n,
         cols: d,
     };
@@ -65,7 +65,7 @@ pub fn from_attention(
         part(c, dim).of_mut(params).copy_from_slice(q.of(teacher));
         part(c + dim, state - dim).of_mut(params).fill(0.0);
     }
-    ssm.out.of_mut(params).copy_from_slice(attention.o.of(teacher));
+    ssm.out.of_mut(params).copy_from_slice(attention.o.w.of(teacher));
     Ok(())
 }
 

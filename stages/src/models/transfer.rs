@@ -69,7 +69,7 @@ fn counterpart(from: &Config, to: &Config, file: &FileTensor) -> String {
     let (a, b) = (from.names(), to.names());
     match file.part {
         Part::Embedding => b.embedding.into(),
-        Part::FinalNorm => b.norm.into(),
+        Part::FinalNorm => file.name.replacen(a.norm, b.norm, 1),
         Part::Head => file.name.clone(),
         Part::Mixer(layer) => {
             let (a, b) = (from.mixer_prefix(layer), to.mixer_prefix(layer));
@@ -89,18 +89,12 @@ mod tests {
             vocab: 9,
             d_model: 8,
             layers: vec![MixerKind::Attention; 3],
-            wiring: Default::default(),
             heads: 2,
             kv_heads: 1,
             head_dim: 4,
             ffn: 6,
-            norm_eps: 1e-5,
-            rope_theta: 1e4,
             tied,
-            separator: None,
-            d_state: 64,
-            d_conv: 4,
-            chunk: 64,
+            ..Config::default()
         })
         .unwrap()
     }

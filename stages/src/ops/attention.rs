@@ -48,7 +48,8 @@ impl Heads {
 
 /// What [`forward`] leaves: every buffer is overwritten whole.
 pub struct Out<'a> {
-    /// A, `[batch, head, seq, seq]`; zero wherever a row cannot look.
+    /// A, `[batch, head, seq, seq]`; zero wherever a row cannot look. Where it has only
+    /// [`scratch_len`] elements, each tile takes the place of the one before.
     pub probs_bhll: &'a mut [f32],
     /// Log of the sum of the exponentials of the scaled scores, `[batch, head, seq]`.
     pub lse_bhl: &'a mut [f32],
@@ -80,14 +81,16 @@ pub fn forward(dims: Dims, heads: Heads, starts_n: &[u32], qkv_nr: &[f32], out: 
     let (seq, row, width) = (dims.seq, heads.row(), heads.width());
     assert_eq!(qkv_nr.len(), dims.tokens() * row, "shapes differ");
     let Out { probs_bhll, lse_bhl, ctx_nd } = out;
+    let kept = probs_bhll.len() == dims.batch * heads.query * seq * seq;
     each_tile(dims, heads, starts_n, |b, h, at, tile| {
-        let probs = &mut probs_bhll[at * seq * seq..][..seq * seq];
+        let first = if kept { (at * seq + tile.rows.start) * seq } else { 0 };
+        let probs = &mut probs_bhll[first..][..tile.rows.len() * seq];
         let lse = &mut lse_bhl[at * seq..][..seq];
         let qkv = &qkv_nr[b * seq * row..][..seq * row];
         probabilities(heads, h, &tile, qkv, row, probs, lse);
         let (q, _, v) = heads.offsets(h);
         let Tile { rows, keys, .. } = tile;
-        let a = Mat::new(&probs[rows.start * seq + keys.start..], rows.len(), keys.len(), seq);
+        let a = Mat::new(&probs[keys.start..], rows.len(), keys.len(), seq);
         let vs = Mat::new(&qkv[keys.start * row + v..], keys.len(), heads.dim, row);
         gemm(&mut ctx_nd[(b * seq + rows.start) * width + q..], width, 0.0, 1.0, a, vs);
     });
@@ -107,7 +110,8 @@ pub fn matrices(
     assert!(row >= (heads.query + heads.kv) * heads.dim, "rows are too short for q and k");
     assert_eq!(qk_nr.len(), dims.tokens() * row, "shapes differ");
     each_tile(dims, heads, starts_n, |b, h, at, tile| {
-        let probs = &mut probs_bhll[at * seq * seq..][..seq * seq];
+        let first = (at * seq + tile.rows.start) * seq;
+        let probs = &mut probs_bhll[first..][..tile.rows.len() * seq];
         let lse = &mut lse_bhl[at * seq..][..seq];
         probabilities(heads, h, &tile, &qk_nr[b * seq * row..][..seq * row], row, probs, lse);
     });
@@ -129,7 +133,8 @@ fn each_tile(
     }
 }
 
-/// Rows of A and of the log-sum-exp of one tile of head `h` of one sequence.
+/// Rows of A (`probs`, those of the tile) and of the log-sum-exp (all of the sequence) of one tile
+/// of head `h` of one sequence.
 fn probabilities(
     heads: Heads,
     h: usize,
@@ -144,7 +149,6 @@ fn probabilities(
     let seq = lse.len();
     let queries = Mat::new(&qk[rows.start * row + q..], rows.len(), heads.dim, row);
     let ks = Mat::new(&qk[keys.start * row + k..], keys.len(), heads.dim, row);
-    let probs = &mut probs[rows.start * seq..rows.end * seq];
     gemm(&mut probs[keys.start..], seq, 0.0, heads.scale(), queries, ks.t());
     softmax(probs, seq, rows.start, starts, &mut lse[rows.clone()]);
 }

@@ -101,6 +101,7 @@ pub fn backward(
 }
 
 /// One token: `window` `[taps, channels]` holds the last inputs, oldest first; it is moved on.
+#[inline(always)]
 pub fn step(
     taps: usize,
     x_c: &[f32],

@@ -29,9 +29,12 @@ pub mod cross_entropy;
 pub mod distance;
 pub mod embed;
 pub mod gate;
+pub mod gelu;
 pub mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx512;
+pub mod layer_norm;
+pub mod many;
 pub mod mlp;
 pub mod norm;
 pub mod orient;

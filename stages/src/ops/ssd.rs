@@ -331,6 +331,7 @@ pub fn matrix(
 
 /// One token: `state` `[heads, state, width]` is moved on, `y` `[inner]` overwritten (without the
 /// skip), from a row of `xbc` and the token's decays.
+#[inline(always)]
 pub fn step(shape: Shape, xbc_row: &[f32], a_h: &[f32], state: &mut [f32], y: &mut [f32]) {
     for head in 0..shape.heads {
         let x = &xbc_row[head * shape.width..][..shape.width];

@@ -189,6 +189,28 @@ pub fn scale(x: &mut [f32], factor: f32) {
     }
 }
 
+/// Adds `row` to every row of `rows`.
+pub fn add_rows(rows: &mut [f32], row: &[f32]) {
+    vectorised(|| {
+        for to in rows.chunks_exact_mut(row.len()) {
+            for (to, b) in to.iter_mut().zip(row) {
+                *to += b;
+            }
+        }
+    });
+}
+
+/// Adds every row of `rows` to `sum`, first to last.
+pub fn add_columns(rows: &[f32], sum: &mut [f32]) {
+    vectorised(|| {
+        for row in rows.chunks_exact(sum.len()) {
+            for (to, b) in sum.iter_mut().zip(row) {
+                *to += b;
+            }
+        }
+    });
+}
+
 /// `sum += part`.
 pub fn add(sum: &mut [f32], part: &[f32]) {
     assert_eq!(sum.len(), part.len(), "lengths differ");

@@ -17,7 +17,6 @@ fn teacher(dir: &Path) -> (Model, Weights, PathBuf) {
         vocab: 29,
         d_model: 12,
         layers: vec![MixerKind::Attention; 2],
-        wiring: Default::default(),
         heads: 4,
         kv_heads: 2,
         head_dim: 6,
@@ -29,6 +28,7 @@ fn teacher(dir: &Path) -> (Model, Weights, PathBuf) {
         d_state: 8,
         d_conv: 4,
         chunk: 16,
+        ..Config::default()
     };
     let model = Model::new(config).unwrap();
     let mut weights = model.init(3);
@@ -81,7 +81,7 @@ fn compare(dir: &Path, out: &Path, tolerance: f32) {
     assert_eq!(chosen.len(), 11);
     assert!(chosen.windows(2).all(|w| w[0] < w[1]), "{chosen:?}");
     let dims = Dims { batch: 1, seq: SEQ };
-    let mut pass = model.pass(dims, Keep::Nothing);
+    let mut pass = model.pass(dims, Keep::Matrices);
     let near = |what: &str, got: &[f32], want: &[f32]| {
         for (g, w) in got.iter().zip(want) {
             assert!((g - w).abs() <= tolerance * w.abs().max(0.5), "{what}: {g} {w}");
@@ -163,7 +163,7 @@ fn top_logits_are_the_largest_and_are_left_out_when_not_asked_for() {
     assert_eq!((ids.shape, log_p.shape), (&[11, SEQ, 5][..], &[11, SEQ, 5][..]));
     let (model, weights, _) = teacher(dir.path());
     let index = Tensors::open(&out.join("tokens/tokens.safetensors")).unwrap();
-    let mut pass = model.pass(Dims { batch: 1, seq: SEQ }, Keep::Nothing);
+    let mut pass = model.pass(Dims { batch: 1, seq: SEQ }, Keep::Matrices);
     for (to, b) in pass.tokens_n.iter_mut().zip(index.get("tokens").unwrap().bytes.chunks(4)) {
         *to = u32::from_le_bytes(b.try_into().unwrap());
     }

@@ -1,16 +1,17 @@
 //! The hand-written model against the candle reference, finite differences and itself.
 
 use crate::reference::Reference;
-use stages::models::{Config, Keep, MixerKind, Model, Params, Trained};
+use stages::models::{
+    Biases, Config, Family, Keep, MixerKind, MlpKind, Model, NormKind, Params, Trained, Wiring,
+};
 use stages::ops::Dims;
 use stages::ops::cross_entropy::{self, IGNORE};
 
-fn config(tied: bool, separator: Option<u32>) -> Config {
+pub fn config(tied: bool, separator: Option<u32>) -> Config {
     Config {
         vocab: 37,
         d_model: 24,
         layers: vec![MixerKind::Attention; 2],
-        wiring: Default::default(),
         heads: 6,
         kv_heads: 2,
         head_dim: 6,
@@ -22,7 +23,27 @@ fn config(tied: bool, separator: Option<u32>) -> Config {
         d_state: 8,
         d_conv: 4,
         chunk: 16,
+        ..Config::default()
     }
+}
+
+/// The same sizes, with every choice that Phi makes otherwise.
+pub fn phi(separator: Option<u32>) -> Config {
+    Config {
+        family: Family::Phi,
+        wiring: Wiring::Parallel,
+        norm: NormKind::Layer,
+        mlp: MlpKind::Gelu,
+        bias: Biases { qkv: true, out: true, mlp: true, head: true },
+        rotary_dim: Some(4),
+        ..config(false, separator)
+    }
+}
+
+/// Llama's wiring with Qwen2's biases.
+pub fn qwen2(separator: Option<u32>) -> Config {
+    let bias = Biases { qkv: true, ..Biases::default() };
+    Config { family: Family::Qwen2, bias, ..config(true, separator) }
 }
 
 /// Tokens with a separator (0) now and then, and targets of which some are not scored.
@@ -35,7 +56,7 @@ fn batch(dims: Dims, vocab: u32) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// Weights far from their start, so that norms and softmax are exercised.
-fn weights(model: &Model) -> Params {
+pub fn weights(model: &Model) -> Params {
     let mut params = model.init(5);
     for (i, value) in params.flat.iter_mut().enumerate() {
         *value = *value * 2.0 + 0.1 * ((i as f32 * 0.7).sin());
@@ -79,7 +100,7 @@ fn run(model: &Model, params: &Params, dims: Dims, trained: Trained) -> Run {
     Run { loss, grads, hidden: pass.hidden, attention, lse, logits: all }
 }
 
-fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+pub fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let size = want.iter().map(|x| x * x).sum::<f32>().sqrt();
     let gap = got.iter().zip(want).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
@@ -89,12 +110,14 @@ fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
 
 #[test]
 fn forward_and_every_gradient_agree_with_candle() {
-    for (tied, separator, dims) in [
-        (true, None, Dims { batch: 2, seq: 19 }),
-        (false, Some(0), Dims { batch: 1, seq: 83 }),
-        (true, Some(0), Dims { batch: 3, seq: 1 }),
+    for (config, dims) in [
+        (config(true, None), Dims { batch: 2, seq: 19 }),
+        (config(false, Some(0)), Dims { batch: 1, seq: 83 }),
+        (config(true, Some(0)), Dims { batch: 3, seq: 1 }),
+        (phi(Some(0)), Dims { batch: 2, seq: 37 }),
+        (qwen2(None), Dims { batch: 2, seq: 37 }),
     ] {
-        let model = Model::new(config(tied, separator)).unwrap();
+        let model = Model::new(config).unwrap();
         let params = weights(&model);
         let ours = run(&model, &params, dims, Trained::ALL);
         let reference = Reference::new(&model, &params).unwrap();
@@ -177,7 +200,10 @@ fn frozen_parts_get_no_gradient_and_the_others_the_same() {
     let model = Model::new(config(false, None)).unwrap();
     let (dims, params) = (Dims { batch: 2, seq: 19 }, weights(&model));
     let all = run(&model, &params, dims, Trained::ALL);
-    let some = run(&model, &params, dims, Trained::MIXERS);
+    let attention = Trained { attention: true, ..Trained::MIXERS };
+    let some = run(&model, &params, dims, attention);
+    let none = run(&model, &params, dims, Trained::MIXERS);
+    assert!(none.grads.flat.iter().all(|g| *g == 0.0), "there is no new mixer to train");
     for file in model.layout.files() {
         let (a, b) = (&all.grads.flat[file.range.clone()], &some.grads.flat[file.range.clone()]);
         match file.part {

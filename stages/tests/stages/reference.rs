@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use anyhow::{Context as _, Result, bail};
 use candle_core::{D, DType, Device, Tensor, Var};
 
-use stages::models::config::{Config, MixerKind};
+use stages::models::config::{Config, MixerKind, MlpKind, NormKind, Wiring};
 use stages::models::model::{Model, document_starts};
 use stages::models::params::Params;
 use stages::ops::Dims;
@@ -48,14 +48,37 @@ impl<'a> Reference<'a> {
         Ok(self.vars.get(name).with_context(|| format!("no tensor `{name}`"))?.as_tensor())
     }
 
+    /// `{name}.weight`, and `{name}.bias` if the model has it.
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        Ok(x.broadcast_matmul(&self.var(name)?.t()?)?)
+        let y = x.broadcast_matmul(&self.var(&format!("{name}.weight"))?.t()?)?;
+        match self.vars.get(&format!("{name}.bias")) {
+            Some(bias) => Ok(y.broadcast_add(bias.as_tensor())?),
+            None => Ok(y),
+        }
     }
 
-    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+    /// The norm whose tensors begin with `prefix`.
+    fn norm(&self, x: &Tensor, prefix: &str) -> Result<Tensor> {
+        let layer = self.model.config.norm == NormKind::Layer;
+        let x = match layer {
+            true => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+            false => x.clone(),
+        };
         let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
         let root = (mean + self.model.config.norm_eps)?.sqrt()?;
-        Ok(x.broadcast_div(&root)?.broadcast_mul(self.var(name)?)?)
+        let y = x.broadcast_div(&root)?.broadcast_mul(self.var(&format!("{prefix}weight"))?)?;
+        match layer {
+            true => Ok(y.broadcast_add(self.var(&format!("{prefix}bias"))?)?),
+            false => Ok(y),
+        }
+    }
+
+    fn mlp(&self, x: &Tensor, prefix: &str) -> Result<Tensor> {
+        let of = |x: &Tensor, name: &str| self.linear(x, &format!("{prefix}mlp.{name}"));
+        match self.model.config.mlp {
+            MlpKind::Swiglu => of(&(silu(&of(x, "gate_proj")?)? * of(x, "up_proj")?)?, "down_proj"),
+            MlpKind::Gelu => of(&gelu(&of(x, "fc1")?)?, "fc2"),
+        }
     }
 
     /// Everything for `tokens_n`.
@@ -71,7 +94,7 @@ impl<'a> Reference<'a> {
         let (mut hidden, mut attention) = (vec![x.clone()], Vec::new());
         for (layer, kind) in config.layers.iter().enumerate() {
             let prefix = format!("{}{layer}.", names.layers);
-            let n1 = self.norm(&x, &format!("{prefix}input_layernorm.weight"))?;
+            let n1 = self.norm(&x, &format!("{prefix}input_layernorm."))?;
             let (mixed, a) = match kind {
                 MixerKind::Attention => {
                     self.attention(dims, &config.mixer_prefix(layer), &n1, &mask)?
@@ -80,14 +103,17 @@ impl<'a> Reference<'a> {
             };
             attention.push(a);
             let m = (&x + mixed)?;
-            let n2 = self.norm(&m, &format!("{prefix}post_attention_layernorm.weight"))?;
-            let gate = self.linear(&n2, &format!("{prefix}mlp.gate_proj.weight"))?;
-            let up = self.linear(&n2, &format!("{prefix}mlp.up_proj.weight"))?;
-            let act = (silu(&gate)? * up)?;
-            x = (m + self.linear(&act, &format!("{prefix}mlp.down_proj.weight"))?)?;
+            let n2 = match config.wiring {
+                Wiring::Sequential => {
+                    self.norm(&m, &format!("{prefix}post_attention_layernorm."))?
+                }
+                Wiring::Parallel => n1,
+            };
+            x = (m + self.mlp(&n2, &prefix)?)?;
             hidden.push(x.clone());
         }
-        let head = if config.tied { names.embedding } else { "lm_head.weight" };
+        let head =
+            if config.tied { names.embedding.trim_end_matches(".weight") } else { "lm_head" };
         let logits = self.linear(&self.norm(&x, names.norm)?, head)?;
         Ok(Out { hidden, attention, logits })
     }
@@ -101,7 +127,7 @@ impl<'a> Reference<'a> {
     ) -> Result<(Tensor, Tensor)> {
         let config = &self.model.config;
         let heads = |name: &str, count: usize, turn: bool| -> Result<Tensor> {
-            let y = self.linear(x, &format!("{prefix}{name}_proj.weight"))?;
+            let y = self.linear(x, &format!("{prefix}{name}_proj"))?;
             let y = y.reshape((dims.batch, dims.seq, count, config.head_dim))?.transpose(1, 2)?;
             let y = if turn { rope(&y, config)? } else { y.contiguous()? };
             let (group, flat) = (config.heads / count, config.heads);
@@ -119,7 +145,7 @@ impl<'a> Reference<'a> {
         let a = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
         let context = a.matmul(&v)?.transpose(1, 2)?.contiguous()?;
         let context = context.reshape((dims.batch, dims.seq, config.d_inner()))?;
-        Ok((self.linear(&context, &format!("{prefix}o_proj.weight"))?, a))
+        Ok((self.linear(&context, &format!("{prefix}{}", config.out_name()))?, a))
     }
 
     /// Mean cross-entropy over the targets that are scored.
@@ -156,6 +182,11 @@ fn silu(x: &Tensor) -> Result<Tensor> {
     Ok((x / (x.neg()?.exp()? + 1.0)?)?)
 }
 
+fn gelu(x: &Tensor) -> Result<Tensor> {
+    let inner = ((x + (x.powf(3.0)? * 0.044715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
+    Ok(((x * 0.5)? * (inner.tanh()? + 1.0)?)?)
+}
+
 /// Zero where a position may look, -1e30 elsewhere, `[batch, 1, seq, seq]`.
 fn mask(dims: Dims, starts: &[u32], device: &Device) -> Result<Tensor> {
     let seq = dims.seq;
@@ -170,9 +201,10 @@ fn mask(dims: Dims, starts: &[u32], device: &Device) -> Result<Tensor> {
 
 fn rope(x: &Tensor, config: &Config) -> Result<Tensor> {
     let (_, _, seq, dim) = x.dims4()?;
-    let half = dim / 2;
+    let rotary = config.rotary_dim.unwrap_or(dim);
+    let half = rotary / 2;
     let angle = |i: usize| {
-        let frequency = config.rope_theta.powf(-2.0 * (i % half) as f64 / dim as f64);
+        let frequency = config.rope_theta.powf(-2.0 * (i % half) as f64 / rotary as f64);
         (i / half) as f64 * frequency
     };
     let table = |f: fn(f64) -> f64| {
@@ -183,5 +215,6 @@ fn rope(x: &Tensor, config: &Config) -> Result<Tensor> {
     let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let low = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let high = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Ok(Tensor::cat(&[&low, &high], D::Minus1)?)
+    let rest = x.narrow(D::Minus1, rotary, dim - rotary)?;
+    Ok(Tensor::cat(&[&low, &high, &rest], D::Minus1)?)
 }

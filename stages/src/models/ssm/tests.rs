@@ -19,7 +19,6 @@ fn student() -> (Model, Vec<f32>, Vec<u32>) {
         vocab: 11,
         d_model: 12,
         layers: vec![MixerKind::Ssm],
-        wiring: Default::default(),
         heads: 2,
         kv_heads: 2,
         head_dim: 4,
@@ -31,6 +30,7 @@ fn student() -> (Model, Vec<f32>, Vec<u32>) {
         d_state: 5,
         d_conv: 4,
         chunk: 8,
+        ..Config::default()
     };
     let model = Model::new(config).unwrap();
     let mut params = model.init(3).flat;
@@ -130,7 +130,7 @@ fn decoding_token_by_token_gives_what_the_whole_sequence_gives() {
     for n in 0..42 {
         let mut one = vec![0.0; 12];
         let first = starts[n] as usize == n % 21;
-        ssm.step(&params, &x[n * 12..][..12], first, &mut one, &mut state);
+        ssm.run(&params, 1, first, &x[n * 12..][..12], &mut one, &mut state);
         for (a, b) in one.iter().zip(&out[n * 12..]) {
             assert!((a - b).abs() < 1e-5 * (1.0 + b.abs()), "token {n}: {a} {b}");
         }
