@@ -1,7 +1,7 @@
 //! `tokenize`: documents to token shards: training, held out, and held-out documents with answers.
 //!
-//! Chunks of the mapped text are encoded in parallel and written in order, so the bytes depend on no
-//! thread count; memory is a few chunks.
+//! The documents of some chunks of the mapped text are encoded in parallel and written in order, so the
+//! bytes depend on no thread count; memory is a few chunks.
 
 use std::ops::Range;
 use std::path::Path;
@@ -13,10 +13,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokenizers::{Encoding, Tokenizer};
 
-use crate::data::corpus::{Corpus, parallel};
+use crate::data::corpus::Corpus;
 use crate::data::document::Document;
 use crate::data::random::{fraction, hash};
+use crate::data::separator::separator;
 use crate::data::shard::{Answer, ShardWriter};
+use crate::tokenizer::cached;
 
 /// The stage.
 pub struct Tokenize;
@@ -31,14 +33,14 @@ pub struct Params {
     pub holdout: f64,
     /// Stop after the document that makes so many training tokens.
     pub tokens_max: Option<u64>,
-    /// The tokenizer's special token to put before every document.
-    pub separator: String,
+    /// The tokenizer's special token to put before every document; by default `<|endoftext|>`,
+    /// `<|begin_of_text|>`, `<s>` or `<bos>`, whichever it has first.
+    pub separator: Option<String>,
 }
 
 impl Default for Params {
     fn default() -> Params {
-        let separator = crate::train_tokenizer::SEPARATOR.into();
-        Params { seq: 128, holdout: 0.02, tokens_max: None, separator }
+        Params { seq: 128, holdout: 0.02, tokens_max: None, separator: None }
     }
 }
 
@@ -77,17 +79,20 @@ impl Stage for Tokenize {
         let tokenizer = load(ctx.path("tokenizer")?)?;
         let corpora = Corpus::open_all(ctx.inputs("text"))?;
         let mut shards = Shards::create(params, &tokenizer, ctx)?;
-        let encoder = Encoder { tokenizer: &tokenizer, holdout: params.holdout };
+        let texts = cached::Encoder::new(tokenizer, ctx.threads());
+        let encoder = Encoder { texts: &texts, holdout: params.holdout };
         let total: u64 = corpora.iter().map(Corpus::bytes).sum();
+        // One pool for all: what its threads know lives as long as they.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(ctx.threads()).build();
+        let pool = pool.context("cannot start threads")?;
         let (mut done, wave) = (0, ctx.threads().max(1) * 2);
         'all: for corpus in &corpora {
             for chunks in corpus.chunks().chunks(wave) {
                 ctx.check_cancelled()?;
                 ctx.progress(done, total, "bytes");
-                for documents in encoder.encode_all(ctx.threads(), corpus, chunks)? {
-                    if shards.write(&documents, params.tokens_max)? {
-                        break 'all;
-                    }
+                let documents = pool.install(|| encoder.encode_all(corpus, chunks))?;
+                if shards.write(&documents, params.tokens_max)? {
+                    break 'all;
                 }
                 done += chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
             }
@@ -122,38 +127,28 @@ struct TokenAnswer {
 }
 
 struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
+    texts: &'a cached::Encoder,
     holdout: f64,
 }
 
 impl Encoder<'_> {
-    /// Each chunk's documents, in order.
-    fn encode_all(
-        &self,
-        threads: usize,
-        corpus: &Corpus,
-        chunks: &[Range<usize>],
-    ) -> Result<Vec<Vec<Encoded>>> {
-        let chunk = |chunk: &Range<usize>| -> Result<Vec<Encoded>> {
-            corpus.lines(chunk.clone()).map(|(_, document)| self.encode(&document()?)).collect()
-        };
-        parallel(threads, || chunks.par_iter().map(chunk).collect())?
+    /// The chunks' documents, in order. Threads share them one by one, so that none waits for another
+    /// to end a long chunk.
+    fn encode_all(&self, corpus: &Corpus, chunks: &[Range<usize>]) -> Result<Vec<Encoded>> {
+        let lines: Vec<_> = chunks.iter().flat_map(|chunk| corpus.lines(chunk.clone())).collect();
+        lines.into_par_iter().map(|(_, document)| self.encode(&document()?)).collect()
     }
 
     /// What is held out depends on the text alone, so that equal documents go the same way.
     fn encode(&self, document: &Document) -> Result<Encoded> {
         let held_out = fraction(hash(document.text.as_bytes())) < self.holdout;
         let text = document.text.as_str();
-        let wrong = |error| anyhow!("cannot encode a document: {error}");
         if !held_out || document.answers.is_empty() {
-            let encoding = self.tokenizer.encode_fast(text, false).map_err(wrong)?;
-            return Ok(Encoded {
-                held_out,
-                tokens: encoding.get_ids().to_vec(),
-                answers: Vec::new(),
-            });
+            let tokens = self.texts.ids(text)?;
+            return Ok(Encoded { held_out, tokens, answers: Vec::new() });
         }
-        let encoding = self.tokenizer.encode(text, false).map_err(wrong)?;
+        let encoding = self.texts.tokenizer().encode(text, false);
+        let encoding = encoding.map_err(|error| anyhow!("cannot encode a document: {error}"))?;
         let copy = document.kind == "refrain";
         let answers = document.answers.iter().filter_map(|question| {
             Some(TokenAnswer {
@@ -188,9 +183,7 @@ struct Shards {
 impl Shards {
     fn create(params: &Params, tokenizer: &Tokenizer, ctx: &mut Context) -> Result<Shards> {
         let vocab = tokenizer.get_vocab_size(true);
-        let separator = tokenizer.token_to_id(&params.separator).with_context(|| {
-            format!("the tokenizer has no token `{}`; set `separator`", params.separator)
-        })?;
+        let (_, separator) = separator(tokenizer, params.separator.as_deref())?;
         let mut create = |port: &str| -> Result<ShardWriter> {
             ShardWriter::create(&ctx.output(port)?, vocab, params.seq, separator)
         };

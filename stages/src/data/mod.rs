@@ -5,4 +5,5 @@ pub mod document;
 pub mod random;
 pub mod read;
 pub mod sample;
+pub mod separator;
 pub mod shard;

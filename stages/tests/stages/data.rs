@@ -296,7 +296,7 @@ fn too_little_text_says_what_to_do() {
     assert!(long.contains("less than one sequence of 100000; give more text"), "{long}");
     let none = error(tokenize::Params { holdout: 1e-9, ..default() }, &tokenizer[0]);
     assert!(none.contains("0 tokens are held out"), "{none}");
-    let separator = tokenize::Params { separator: "</s>".into(), ..default() };
+    let separator = tokenize::Params { separator: Some("</s>".into()), ..default() };
     assert!(error(separator, &tokenizer[0]).contains("no token `</s>`; set `separator`"));
     let broken = error(default(), &text[0]);
     assert!(broken.starts_with("`text.jsonl` is no valid tokenizer"), "{broken}");
