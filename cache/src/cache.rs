@@ -214,6 +214,15 @@ impl Cache {
         tree::hash_with(&real, &mut |path, meta| self.file_digest(path, meta))
     }
 
+    /// Digest and bytes of the directory that `files` would make under their names; links are
+    /// followed. As [`Cache::digest_of`] each file is read only when it may have changed.
+    ///
+    /// # Errors
+    /// As [`crate::hash_path`].
+    pub fn digest_of_files(&self, files: &[(String, PathBuf)]) -> Result<(Digest, u64)> {
+        tree::hash_files(files, &mut |path, meta| self.file_digest(path, meta))
+    }
+
     fn file_digest(&self, path: &Path, meta: &Metadata) -> Result<Digest> {
         let name = path.as_os_str().as_bytes();
         let stamp = Stamp::of(meta);

@@ -54,11 +54,9 @@ fn hash_dir(
     dir: &Path,
     leaf: &mut dyn FnMut(&Path, &Metadata) -> Result<Digest>,
 ) -> Result<(Digest, u64)> {
-    let items = list(dir)?;
-    let mut hasher = blake3::Hasher::new_derive_key(DOMAIN);
-    hasher.update(&(items.len() as u64).to_le_bytes());
     let mut bytes = 0;
-    for (path, meta) in items {
+    let mut listing = Vec::new();
+    for (path, meta) in list(dir)? {
         let (tag, digest, size) = match kind_of(&path, &meta)? {
             Kind::Dir => {
                 let (digest, size) = hash_dir(&path, leaf)?;
@@ -67,14 +65,43 @@ fn hash_dir(
             Kind::File if executable(&meta) => (b'x', leaf(&path, &meta)?, meta.len()),
             Kind::File => (b'f', leaf(&path, &meta)?, meta.len()),
         };
-        let name = path.file_name().unwrap_or_default().as_bytes();
-        hasher.update(&[tag]);
+        listing.push((tag, path.file_name().unwrap_or_default().as_bytes().to_vec(), digest));
+        bytes += size;
+    }
+    Ok((hash_listing(&listing), bytes))
+}
+
+/// The digest of the directory that has these items, sorted by name.
+fn hash_listing(items: &[(u8, Vec<u8>, Digest)]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(DOMAIN);
+    hasher.update(&(items.len() as u64).to_le_bytes());
+    for (tag, name, digest) in items {
+        hasher.update(&[*tag]);
         hasher.update(&(name.len() as u64).to_le_bytes());
         hasher.update(name);
         hasher.update(digest.as_bytes());
-        bytes += size;
     }
-    Ok((Digest::from_bytes(*hasher.finalize().as_bytes()), bytes))
+    Digest::from_bytes(*hasher.finalize().as_bytes())
+}
+
+/// Digest and bytes of the directory that these files, not executable, would make under these
+/// names; `leaf` gives a file's digest.
+pub(crate) fn hash_files(
+    files: &[(String, PathBuf)],
+    leaf: &mut dyn FnMut(&Path, &Metadata) -> Result<Digest>,
+) -> Result<(Digest, u64)> {
+    let (mut listing, mut bytes) = (Vec::with_capacity(files.len()), 0);
+    for (name, path) in files {
+        let real = fs::canonicalize(path).at("find", path)?;
+        let meta = fs::symlink_metadata(&real).at("inspect", &real)?;
+        if kind_of(&real, &meta)? != Kind::File {
+            return Err(Error::Special { path: real });
+        }
+        listing.push((b'f', name.as_bytes().to_vec(), leaf(&real, &meta)?));
+        bytes += meta.len();
+    }
+    listing.sort_by(|a, b| a.1.cmp(&b.1));
+    Ok((hash_listing(&listing), bytes))
 }
 
 /// Hashes one file by reading it; `meta` is what the caller decided by.

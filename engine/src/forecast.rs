@@ -1,9 +1,10 @@
 //! What a run would do, and why: the same keys and lookups as a run, nothing executed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cache::{Cache, Entry, Key};
 
+use crate::hub;
 use crate::key::{Difference, PreImage, differences};
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
@@ -29,6 +30,11 @@ pub enum Forecast {
         /// Positions of the direct upstream steps that are not cached.
         because: Vec<usize>,
     },
+    /// What it takes from a hub is not here; a run fetches it first.
+    Fetches {
+        /// The texts after `hf:`.
+        names: Vec<String>,
+    },
     /// It cannot run.
     Broken {
         /// Why.
@@ -52,14 +58,18 @@ pub enum Reason {
     },
 }
 
-/// The forecast of every step in `steps` (positions in plan order; upstream included).
+/// The forecast of every step in `steps` (positions in plan order; upstream included). A hub is
+/// asked what a revision is, once each; nothing is fetched.
 pub fn forecast(
     plan: &Plan,
     steps: &[usize],
     registry: Registry,
     cache: &Cache,
+    hub: &hub::Settings,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
     let files = lookup::user_files(plan, steps, cache);
+    let look = |name: String| Some((name.clone(), lookup::look_for(hub, cache, &name)?));
+    let hub: BTreeMap<_, _> = lookup::hub_names(plan, steps).into_iter().filter_map(look).collect();
     let mut found: HashMap<usize, Forecast> = HashMap::new();
     for &step in steps {
         let unknown = |s: &usize| !matches!(found.get(s), Some(Forecast::Cached { .. }));
@@ -69,21 +79,27 @@ pub fn forecast(
             found.insert(step, Forecast::Unknown { because });
             continue;
         }
+        let names = lookup::hub_names(plan, &[step]);
+        let names: Vec<String> = names.into_iter().filter(|name| !hub.contains_key(name)).collect();
+        if !names.is_empty() {
+            found.insert(step, Forecast::Fetches { names });
+            continue;
+        }
         let outputs = |s: usize| match &found[&s] {
             Forecast::Cached { entry } => Some(&entry.outputs[..]),
             _ => None,
         };
-        let inputs = Inputs { plan, files: &files, outputs: &outputs };
+        let inputs = Inputs { plan, files: &files, hub: &hub, outputs: &outputs };
         let one = match lookup::pre_image(&inputs, step, registry) {
             Err(message) => Forecast::Broken { message },
-            Ok(image) => look(plan, step, &image, cache)?,
+            Ok(image) => look_up(plan, step, &image, cache)?,
         };
         found.insert(step, one);
     }
     Ok(found)
 }
 
-fn look(plan: &Plan, step: usize, image: &PreImage, cache: &Cache) -> anyhow::Result<Forecast> {
+fn look_up(plan: &Plan, step: usize, image: &PreImage, cache: &Cache) -> anyhow::Result<Forecast> {
     let key = image.key();
     if !plan.steps[step].cache {
         return Ok(Forecast::Runs { key, reason: Reason::Always });

@@ -1,9 +1,12 @@
-//! The user's own files: found, hashed in place, and watched for changes until the step is done.
+//! The user's own files, and those fetched from a hub: found, hashed in place, and watched for
+//! changes until the step is done.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cache::{Cache, Digest, Kind};
+
+use crate::hub::Snapshot;
 
 /// A user's file or directory as it was when it was hashed.
 #[derive(Clone, Debug)]
@@ -67,6 +70,60 @@ impl UserFile {
             Err(e) => Err(format!("`{path}` vanished while it was in use: {e}")),
         }
     }
+}
+
+/// What a reference to a hub stands for, as it was when it was hashed.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// `owner/name@commit`, with `#file` when it is one file.
+    pub origin: String,
+    /// Base name.
+    pub name: String,
+    /// Digest of names and bytes: that of a directory with these files, or of the file.
+    pub digest: Digest,
+    /// File or directory.
+    pub kind: Kind,
+    /// Size.
+    pub bytes: u64,
+    /// Files by name, and where their bytes are.
+    pub files: Vec<(String, PathBuf)>,
+    stamp: Vec<Stamp>,
+}
+
+impl Fetched {
+    /// Hashes what is here; fails if it changes meanwhile.
+    pub fn read(cache: &Cache, snapshot: Snapshot) -> Result<Fetched, String> {
+        let Snapshot { origin, name, files, single, .. } = snapshot;
+        let what = |e: &dyn std::fmt::Display| format!("cannot read what is here of {origin}: {e}");
+        let stamp = stamps_of(&files).map_err(|e| what(&e))?;
+        let (digest, kind, bytes) = match &files[..] {
+            [(_, path)] if single => cache.digest_of(path).map_err(|e| what(&e))?,
+            files => {
+                let (digest, bytes) = cache.digest_of_files(files).map_err(|e| what(&e))?;
+                (digest, Kind::Dir, bytes)
+            }
+        };
+        let fetched = Fetched { origin, name, digest, kind, bytes, files, stamp };
+        fetched.unchanged()?;
+        Ok(fetched)
+    }
+
+    /// An error if the files are not those that were hashed.
+    pub fn unchanged(&self) -> Result<(), String> {
+        match stamps_of(&self.files) {
+            Ok(now) if now == self.stamp => Ok(()),
+            Ok(_) => Err(format!("{} changed here while it was in use; run again", self.origin)),
+            Err(e) => Err(format!("{} vanished while it was in use: {e}; run again", self.origin)),
+        }
+    }
+}
+
+fn stamps_of(files: &[(String, PathBuf)]) -> std::io::Result<Vec<Stamp>> {
+    let mut found = Vec::with_capacity(files.len());
+    for (_, path) in files {
+        found.extend(stamps(path)?);
+    }
+    Ok(found)
 }
 
 /// The stamps of a file, or of everything below a directory in sorted order.

@@ -7,6 +7,7 @@
 //! | input digests by port, with the number of list items | yes | equal bytes upstream stop the ripple |
 //! | seed, dtype, device kind | yes (they are parameters) | they change the numbers |
 //! | base names of inputs | only where the stage reads them (`command`, `text`) | a format may hang on them |
+//! | repository and commit of inputs from a hub | yes, beside their digests | the revision is part of what was asked |
 //! | environment variables | only those a command declares (they are parameters) | |
 //! | step name, pipeline name, position | no | renaming must not retrain |
 //! | absolute paths, times, host, user, thread count, GPU index | no | caches move between machines |
@@ -45,7 +46,7 @@ pub struct InputId {
     /// Number within a list artifact.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<u32>,
-    /// Base name, where it matters.
+    /// Base name, where it matters; of what is from a hub `owner/name@commit`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub name: Option<String>,
 }

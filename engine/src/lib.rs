@@ -4,7 +4,7 @@
 //! [`stage`] (what a stage is), [`plan`] (the checked graph), [`lookup`] and [`key`] (what a step's
 //! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
 //! it), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
-//! (what is kept of it).
+//! (what is kept of it). [`hub`] fetches models.
 
 pub mod command;
 pub mod descendants;
@@ -12,6 +12,7 @@ pub mod diagnostic;
 pub mod event;
 pub mod executor;
 pub mod forecast;
+pub mod hub;
 pub mod inputs;
 pub mod interpolate;
 pub mod key;

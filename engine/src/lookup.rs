@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use cache::{Cache, Digest, Kind, Output};
 use rayon::prelude::*;
 
-use crate::inputs::{self, UserFile};
+use crate::hub::{self, Looked, Reference};
+use crate::inputs::{self, Fetched, UserFile};
 use crate::key::{FORMAT, InputId, PreImage};
 use crate::plan::{Plan, Port, Source};
 use crate::stage::Registry;
@@ -18,6 +19,8 @@ pub struct Inputs<'a> {
     pub plan: &'a Plan,
     /// The user's files by pattern.
     pub files: &'a BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    /// What came from a hub, by the text after `hf:`.
+    pub hub: &'a BTreeMap<String, Result<Fetched, String>>,
     /// Artifacts of a step, once known.
     pub outputs: &'a dyn Fn(usize) -> Option<&'a [Output]>,
 }
@@ -37,6 +40,10 @@ pub struct Artifact {
     pub bytes: u64,
     /// Where it is, if it is the user's own file.
     pub path: Option<PathBuf>,
+    /// `owner/name@commit`, if it is from a hub.
+    pub origin: Option<String>,
+    /// Its files by name, if it is from a hub: they lie apart.
+    pub files: Vec<(String, PathBuf)>,
     /// The step that made it, otherwise.
     pub step: Option<usize>,
 }
@@ -75,6 +82,30 @@ pub fn user_files(
     paths.into_par_iter().map(read).collect()
 }
 
+/// What `steps` want of a hub, each once.
+pub fn hub_names(plan: &Plan, steps: &[usize]) -> BTreeSet<String> {
+    let ports = steps.iter().flat_map(|&step| &plan.steps[step].inputs);
+    let name = |source: &Source| match source {
+        Source::Hub { name } => Some(name.clone()),
+        _ => None,
+    };
+    ports.flat_map(|port| port.sources.iter().filter_map(name)).collect()
+}
+
+/// What is here of `name`, hashed; `None` if a run would fetch it.
+pub fn look_for(
+    settings: &hub::Settings,
+    cache: &Cache,
+    name: &str,
+) -> Option<Result<Fetched, String>> {
+    let reference = Reference::parse(name).map_err(|bad| bad.message);
+    match reference.and_then(|r| hub::look(settings, &r).map_err(|e| e.to_string())) {
+        Ok(Looked::Absent) => None,
+        Ok(Looked::Here(snapshot)) => Some(Fetched::read(cache, snapshot)),
+        Err(message) => Some(Err(message)),
+    }
+}
+
 /// The artifacts at `port`, in order, or why there are none.
 pub fn artifacts(inputs: &Inputs<'_>, port: &Port) -> Result<Vec<Artifact>, String> {
     let mut found = Vec::new();
@@ -84,11 +115,7 @@ pub fn artifacts(inputs: &Inputs<'_>, port: &Port) -> Result<Vec<Artifact>, Stri
                 from_step(inputs, *step, from, *index, &mut found)?;
             }
             Source::Path { path } => from_files(inputs, path, &mut found)?,
-            Source::Hub { name } => {
-                return Err(format!(
-                    "`hf:{name}` cannot be fetched by this build\nhint: download it and give the directory"
-                ));
-            }
+            Source::Hub { name } => found.push(from_hub(inputs, name)?),
         }
     }
     match (&found[..], port.list) {
@@ -120,6 +147,8 @@ fn from_step(
         kind: o.kind,
         bytes: o.bytes,
         path: None,
+        origin: None,
+        files: Vec::new(),
         step: Some(step),
     }));
     match index {
@@ -145,9 +174,27 @@ fn from_files(inputs: &Inputs<'_>, path: &Path, found: &mut Vec<Artifact>) -> Re
         kind: file.kind,
         bytes: file.bytes,
         path: Some(file.path.clone()),
+        origin: None,
+        files: Vec::new(),
         step: None,
     }));
     Ok(())
+}
+
+fn from_hub(inputs: &Inputs<'_>, name: &str) -> Result<Artifact, String> {
+    let fetched = inputs.hub.get(name).ok_or_else(|| format!("`hf:{name}` was not fetched"))?;
+    let fetched = fetched.as_ref().map_err(Clone::clone)?;
+    Ok(Artifact {
+        index: None,
+        name: fetched.name.clone(),
+        digest: fetched.digest,
+        kind: fetched.kind,
+        bytes: fetched.bytes,
+        path: None,
+        origin: Some(fetched.origin.clone()),
+        files: fetched.files.clone(),
+        step: None,
+    })
 }
 
 /// Everything that decides the output of `step`.
@@ -159,7 +206,7 @@ pub fn pre_image(inputs: &Inputs<'_>, step: usize, registry: Registry) -> Result
         let id = |artifact: Artifact| InputId {
             digest: artifact.digest,
             index: artifact.index,
-            name: port.named.then_some(artifact.name),
+            name: artifact.origin.or(port.named.then_some(artifact.name)),
         };
         ports.insert(port.name.clone(), artifacts(inputs, port)?.into_iter().map(id).collect());
     }

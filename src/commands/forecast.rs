@@ -23,8 +23,15 @@ pub fn state(plan: &Plan, forecast: &Forecast) -> (&'static str, String) {
                 format!("after {}{more}; cut off if its bytes stay the same", names.join(", ")),
             )
         }
+        Forecast::Fetches { names } => ("maybe", fetches(names)),
         Forecast::Broken { message } => ("broken", message.clone()),
     }
+}
+
+/// What a run fetches first.
+pub fn fetches(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`hf:{name}`")).collect();
+    format!("{} will be fetched", names.join(", "))
 }
 
 /// A difference, with the place of what changed.
@@ -63,7 +70,10 @@ fn input(plan: &Plan, step: usize, port: &str, old: &[InputId], new: &[InputId])
         (1, 1) if old[0].digest != new[0].digest => {
             format!("other bytes ({} → {})", old[0].digest.short(), new[0].digest.short())
         }
-        (1, 1) => "another name or number".to_string(),
+        (1, 1) => match (&old[0].name, &new[0].name) {
+            (Some(old), Some(new)) if old != new => format!("another name ({old} → {new})"),
+            _ => "another name or number".to_string(),
+        },
         (a, b) if a != b => format!("{a} artifacts → {b}"),
         (n, _) => {
             let differing = old.iter().zip(new).filter(|(a, b)| a != b).count();
@@ -116,6 +126,7 @@ pub fn to_json(plan: &Plan, step: usize, forecast: &Forecast) -> Value {
             object["after"] =
                 because.iter().map(|&s| plan.steps[s].name.clone()).collect::<Vec<_>>().into();
         }
+        Forecast::Fetches { names } => object["fetches"] = json!(names),
         Forecast::Broken { message } => object["message"] = json!(message),
     }
     object

@@ -16,7 +16,7 @@ pub fn log(args: OfStep) -> Result<ExitCode> {
     let loaded = super::load_for_step(args.file.as_deref(), &args.settings, &cache)?;
     let at = super::one_step(&loaded, &args.step)?;
     let steps = Options { only: Some(at), ..Options::default() }.selection(&loaded.plan);
-    let found = forecast::forecast(&loaded.plan, &steps, super::REGISTRY, &cache)?;
+    let found = forecast::forecast(&loaded.plan, &steps, super::REGISTRY, &cache, &super::hub())?;
     let name = &loaded.plan.steps[at].name;
     let text = match &found[&at] {
         Forecast::Cached { entry } => match entry.log {

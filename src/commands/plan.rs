@@ -15,7 +15,7 @@ pub fn plan(args: Plan) -> Result<ExitCode> {
     let cache = super::open_cache(args.settings.cache.as_deref())?;
     let plan = &loaded.plan;
     let steps: Vec<usize> = (0..plan.steps.len()).collect();
-    let found = forecast::forecast(plan, &steps, super::REGISTRY, &cache)?;
+    let found = forecast::forecast(plan, &steps, super::REGISTRY, &cache, &super::hub())?;
     let broken = found.values().any(|f| matches!(f, Forecast::Broken { .. }));
     let code = if broken { ExitCode::from(2) } else { ExitCode::SUCCESS };
     if args.json {

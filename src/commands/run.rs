@@ -33,12 +33,14 @@ pub fn run(args: Run) -> Result<ExitCode> {
 
     let mut broken = false;
     let run_id = record.info.id.clone();
+    let hub = super::hub();
     let setting = Setting {
         registry: super::REGISTRY,
         cache: &cache,
         launcher: Launcher::Processes { args: vec!["worker".into()] },
         build: super::BUILD,
         run: &run_id,
+        hub: &hub,
         interrupts: &INTERRUPTS,
     };
     let outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {

@@ -18,7 +18,7 @@ pub fn show(args: OfStep) -> Result<ExitCode> {
     let plan = &loaded.plan;
     let at = super::one_step(&loaded, &args.step)?;
     let steps = Options { only: Some(at), ..Options::default() }.selection(plan);
-    let mut found = forecast::forecast(plan, &steps, super::REGISTRY, &cache)?;
+    let mut found = forecast::forecast(plan, &steps, super::REGISTRY, &cache, &super::hub())?;
     let (step, forecast) = (&plan.steps[at], found.remove(&at).expect("asked for"));
     let entry = match &forecast {
         Forecast::Cached { entry } => Some(&**entry),

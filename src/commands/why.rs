@@ -9,7 +9,7 @@ use engine::forecast::{self, Forecast, Reason};
 use engine::key::{Difference, PreImage};
 use engine::plan::{Plan, Source};
 
-use super::forecast::{difference, to_json};
+use super::forecast::{difference, fetches, to_json};
 use crate::cli::OfStep;
 use crate::out::{self, clean};
 
@@ -19,7 +19,7 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
     let plan = &loaded.plan;
     let step = super::one_step(&loaded, &args.step)?;
     let steps = Options { only: Some(step), ..Options::default() }.selection(plan);
-    let found = forecast::forecast(plan, &steps, super::REGISTRY, &cache)?;
+    let found = forecast::forecast(plan, &steps, super::REGISTRY, &cache, &super::hub())?;
     if args.json {
         let all: Vec<_> = steps.iter().map(|&s| to_json(plan, s, &found[&s])).collect();
         out::line(serde_json::to_string_pretty(&all)?);
@@ -79,6 +79,9 @@ fn explain(
                 ));
                 explain(plan, upstream, found, &format!("{indent}  "), told);
             }
+        }
+        Forecast::Fetches { names } => {
+            out::line(format!("{indent}{} first", clean(&fetches(names))));
         }
         Forecast::Broken { message } => out::line(format!("{indent}{}", clean(message))),
         Forecast::Cached { .. } => {}

@@ -45,6 +45,28 @@ fn a_directory_is_its_names_kinds_and_bytes_and_nothing_else() {
 }
 
 #[test]
+fn files_that_lie_apart_have_the_digest_of_the_directory_they_would_make() {
+    let home = Home::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (together, apart) = (dir.path().join("together"), dir.path().join("apart"));
+    fs::create_dir_all(&together).unwrap();
+    fs::create_dir_all(&apart).unwrap();
+    let mut files = Vec::new();
+    for name in ["b.txt", "a.txt", "a-1"] {
+        fs::write(together.join(name), format!("is {name}")).unwrap();
+        fs::write(apart.join(format!("blob-{name}")), format!("is {name}")).unwrap();
+        symlink(format!("blob-{name}"), apart.join(name)).unwrap();
+        files.push((name.to_string(), apart.join(name)));
+    }
+    let (digest, _, bytes) = hash_path(&together).unwrap();
+    assert_eq!(home.cache.digest_of_files(&files).unwrap(), (digest, bytes));
+    files[0].0 = "c.txt".into();
+    assert_ne!(home.cache.digest_of_files(&files).unwrap().0, digest, "names count");
+    files[0].1 = together;
+    assert!(home.cache.digest_of_files(&files).is_err(), "a directory is no file");
+}
+
+#[test]
 fn an_attempt_gives_only_its_own_plain_files() {
     let home = Home::new();
     let attempt = home.cache.attempt(&key("one")).unwrap();

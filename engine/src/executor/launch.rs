@@ -1,9 +1,10 @@
 //! Brings a granted step to a worker: claim, second look, lost bytes, attempt, order.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
-use cache::{Claimed, Digest, Key, Output};
+use cache::{Claimed, Digest, Key, Kind, Output};
 
 use super::{Executor, Running};
 use crate::event::{Event, Failure};
@@ -69,6 +70,7 @@ impl Executor<'_> {
         let inputs = Inputs {
             plan: self.plan,
             files: &self.files,
+            hub: self.fetching.found(),
             outputs: &|s| self.settled[s].outputs.as_deref(),
         };
         let ports = self.plan.steps[step].inputs.iter();
@@ -117,7 +119,7 @@ impl Executor<'_> {
         at: usize,
         key: Key,
         claim: Option<cache::Claim>,
-        inputs: Vec<(String, Vec<Artifact>)>,
+        mut inputs: Vec<(String, Vec<Artifact>)>,
     ) -> Result<(), String> {
         let step = self.steps[at];
         let cannot = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what}: {e}");
@@ -127,6 +129,7 @@ impl Executor<'_> {
         }
         let attempt = self.cache.attempt(&key).map_err(|e| cannot("make an attempt", &e))?;
         let dir = attempt.dir.clone();
+        lay_out(&mut inputs, &dir).map_err(|e| cannot("lay out what is from a hub", &e))?;
         let wanted = self.plan.steps[step].resources.gpu.min(self.free_gpus.len() as u32) as usize;
         let gpus: Vec<String> = self.free_gpus.drain(..wanted).collect();
         let threads = super::slots(self.plan, step, self.registry, self.options).cpu as usize;
@@ -157,7 +160,7 @@ impl Executor<'_> {
         key: Key,
         threads: usize,
         inputs: Vec<(String, Vec<Artifact>)>,
-        dir: &std::path::Path,
+        dir: &Path,
     ) -> Order {
         let planned = &self.plan.steps[step];
         let mut places: BTreeMap<Digest, std::path::PathBuf> = BTreeMap::new();
@@ -190,4 +193,24 @@ impl Executor<'_> {
         };
         Order::Run { frozen: Box::new(frozen), attempt: dir.to_path_buf(), places }
     }
+}
+
+/// Gives everything from a hub one place below `dir`, with its own files and no others: links to
+/// bytes that lie in a cache of many.
+fn lay_out(inputs: &mut [(String, Vec<Artifact>)], dir: &Path) -> std::io::Result<()> {
+    for (port, artifacts) in inputs {
+        let fetched = artifacts.iter_mut().filter(|artifact| !artifact.files.is_empty());
+        for (i, artifact) in fetched.enumerate() {
+            let folder = dir.join("hub").join(&*port).join(i.to_string());
+            let place = folder.join(&artifact.name);
+            std::fs::create_dir_all(if artifact.kind == Kind::Dir { &place } else { &folder })?;
+            for (name, bytes) in &artifact.files {
+                let link =
+                    if artifact.kind == Kind::Dir { place.join(name) } else { place.clone() };
+                std::os::unix::fs::symlink(bytes, link)?;
+            }
+            artifact.path = Some(place);
+        }
+    }
+    Ok(())
 }

@@ -1,8 +1,10 @@
 //! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
 //!
-//! `launch.rs` brings a granted step to a worker, `settle.rs` takes what came back. Everything
+//! `fetch.rs` brings what steps want of a hub, `launch.rs` brings a granted step to a worker,
+//! `settle.rs` takes what came back. Everything
 //! observable leaves as an [`Event`] through one function, in the order in which it happened.
 
+mod fetch;
 mod launch;
 mod options;
 mod settle;
@@ -20,6 +22,7 @@ use cache::{Attempt, Cache, Claim, Committer, Key, Output, Published};
 pub use options::Options;
 
 use crate::event::{Event, Failure, Summary};
+use crate::hub;
 use crate::inputs::UserFile;
 use crate::key::PreImage;
 use crate::lookup::{self, Inputs};
@@ -63,6 +66,8 @@ pub struct Setting<'a> {
     pub build: &'a str,
     /// Id of the run, shown to whoever waits for it.
     pub run: &'a str,
+    /// Where models come from.
+    pub hub: &'a hub::Settings,
     /// Raised by each Ctrl-C: 1 stops cleanly, 2 at once.
     pub interrupts: &'a AtomicU32,
 }
@@ -81,6 +86,7 @@ pub fn run(
 enum Heard {
     Worker(Message),
     Durable(Vec<(Key, Published)>),
+    Hub(fetch::Said),
 }
 
 /// A launched step.
@@ -108,6 +114,7 @@ struct Executor<'a> {
     settled: Vec<Settled>,
     images: Vec<Option<PreImage>>,
     files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    fetching: fetch::Fetching<'a>,
     attempts: Vec<u32>,
     rewound: Vec<bool>,
     running: HashMap<usize, Running>,
@@ -146,6 +153,7 @@ impl<'a> Executor<'a> {
             Slots { cpu: options.jobs, gpu: options.gpus.len() as u32, memory: options.memory };
         let (sender, heard) = channel();
         let durable = sender.clone();
+        let fetching = fetch::Fetching::new(setting.hub, sender.clone());
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
         Ok(Executor {
@@ -156,6 +164,7 @@ impl<'a> Executor<'a> {
             options,
             registry: setting.registry,
             cache: setting.cache,
+            fetching,
             run_id: setting.run,
             build: setting.build,
             interrupts: setting.interrupts,
@@ -186,6 +195,7 @@ impl<'a> Executor<'a> {
 
     fn run(mut self) -> Result<Outcome> {
         self.emit(Event::Started { steps: self.steps.len(), jobs: self.options.jobs as usize });
+        self.start_fetching();
         while !self.schedule.finished() {
             while let Some(command) = self.schedule.next_command() {
                 match command {
@@ -205,6 +215,7 @@ impl<'a> Executor<'a> {
             self.tick();
         }
         self.tell_skipped();
+        self.fetching.stop();
         self.pool.close();
         let flushed = self.committer.flush();
         while let Ok(heard) = self.heard.try_recv() {
@@ -233,9 +244,13 @@ impl<'a> Executor<'a> {
     /// Computes the key of a step whose inputs are known, and looks it up.
     fn look(&mut self, at: usize) {
         let step = self.steps[at];
+        if self.waits_for_hub(at) {
+            return;
+        }
         let inputs = Inputs {
             plan: self.plan,
             files: &self.files,
+            hub: self.fetching.found(),
             outputs: &|s| self.settled[s].outputs.as_deref(),
         };
         let image = match lookup::pre_image(&inputs, step, self.registry) {
@@ -300,6 +315,7 @@ impl<'a> Executor<'a> {
     fn stop(&mut self, interrupts: u32) {
         self.stopping = interrupts;
         self.schedule.stop();
+        self.fetching.stop();
         self.blocked.clear();
         for at in self.running.keys().copied().collect::<Vec<_>>() {
             let worker = self.running[&at].worker;
@@ -340,6 +356,7 @@ impl<'a> Executor<'a> {
     fn hear(&mut self, heard: Heard) {
         match heard {
             Heard::Durable(done) => self.durable(done),
+            Heard::Hub(said) => self.hub_said(said),
             Heard::Worker(Message { worker, answer }) => {
                 let Some(&at) = self.by_worker.get(&worker) else {
                     if answer.is_none() {

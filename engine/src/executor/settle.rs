@@ -1,5 +1,6 @@
 //! Takes what came back: publishes a success, retries or ends a failure.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use cache::{Digest, Entry, Key, Output, Publication, Published};
@@ -7,6 +8,7 @@ use serde_json::json;
 
 use super::Executor;
 use crate::event::{Event, Failure};
+use crate::lookup;
 use crate::plan::Source;
 use crate::worker::LOG;
 
@@ -62,7 +64,7 @@ impl Executor<'_> {
     ) -> Entry {
         let image = self.images[step].as_ref().expect("looked up before");
         let planned = &self.plan.steps[step];
-        let provenance = json!({
+        let mut provenance = json!({
             "stage": planned.stage,
             "step": planned.name,
             "pipeline": self.plan.name,
@@ -71,7 +73,21 @@ impl Executor<'_> {
             "seconds": seconds,
             "machine": std::env::consts::ARCH,
         });
+        let origins = self.origins(step);
+        if !origins.is_empty() {
+            provenance["hub"] = json!(origins);
+        }
         Entry::new(image.text(), outputs.to_vec(), log, provenance)
+    }
+
+    /// What came from a hub, by what was asked for.
+    fn origins(&self, step: usize) -> BTreeMap<String, String> {
+        let names = lookup::hub_names(self.plan, &[step]).into_iter();
+        let origin = |name: String| {
+            let fetched = self.fetching.found().get(&name)?.as_ref().ok()?;
+            Some((format!("hf:{name}"), fetched.origin.clone()))
+        };
+        names.filter_map(origin).collect()
     }
 
     fn unchanged_inputs(&self, step: usize) -> Result<(), String> {
@@ -80,6 +96,11 @@ impl Executor<'_> {
                 && let Some(Ok(files)) = self.files.get(path)
             {
                 files.iter().try_for_each(|file| file.unchanged())?;
+            }
+        }
+        for name in lookup::hub_names(self.plan, &[step]) {
+            if let Some(Ok(fetched)) = self.fetching.found().get(&name) {
+                fetched.unchanged()?;
             }
         }
         Ok(())

@@ -222,17 +222,16 @@ fn exists(path: &Path) -> bool {
 }
 
 fn hub(node: &Node, name: &str, problems: &mut Problems) -> Option<Source> {
-    let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
-    let parts: Vec<&str> = repository.split('/').collect();
-    let plain = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    if parts.len() == 2 && parts.iter().all(|part| plain(part)) && !revision.is_empty() {
-        return Some(Source::Hub { name: name.to_string() });
+    match crate::hub::Reference::parse(name) {
+        Ok(_) => Some(Source::Hub { name: name.to_string() }),
+        Err(bad) => {
+            let problem = Problem::new(node.here(), bad.message);
+            let problem = match node.via {
+                Some(_) => problem.related(node.span, "the value is from here"),
+                None => problem,
+            };
+            problems.push(problem.hint(bad.hint));
+            None
+        }
     }
-    let problem = Problem::new(node.here(), format!("`hf:{name}` names no repository"));
-    problems.push(problem.hint("write `hf:owner/name` or `hf:owner/name@revision`"));
-    None
 }

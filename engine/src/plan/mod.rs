@@ -112,7 +112,7 @@ pub enum Source {
         /// Absolute path or pattern.
         path: PathBuf,
     },
-    /// `hf:owner/name@revision`.
+    /// `hf:owner/name@revision`, or one file of it: `hf:owner/name@revision#file`.
     Hub {
         /// The text after `hf:`.
         name: String,

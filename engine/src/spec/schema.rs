@@ -98,7 +98,7 @@ fn fields() -> Value {
     let text = json!({ "type": ["string", "number", "boolean"] });
     json!({
         "in": { "type": "object", "additionalProperties": source,
-            "description": "What feeds each input port: `step.port`, `step[VALUE].port`, `step[*].port`, a path (`./`, `../`, `/`, `~/`) or `hf:owner/name@revision`." },
+            "description": "What feeds each input port: `step.port`, `step[VALUE].port`, `step[*].port`, a path (`./`, `../`, `/`, `~/`) or `hf:owner/name@revision`, with `#file` for one file of it." },
         "with": { "type": "object", "description": "The stage's parameters." },
         "matrix": { "type": ["object", "null"], "description": "Axes and their values, `0..3` or a list: one instance for every combination but those of `exclude`." },
         "resources": {

@@ -161,12 +161,14 @@ pub fn run_on(plan: Plan, cache: &Cache, change: impl FnOnce(&Plan, &mut Options
     let mut options = Options { jobs: 4, ..Options::default() };
     change(&plan, &mut options);
     let interrupts = AtomicU32::new(0);
+    let hub = engine::hub::Settings::new("http://127.0.0.1:1", "/nowhere");
     let setting = Setting {
         registry: REGISTRY,
         cache,
         launcher: Launcher::Threads(REGISTRY),
         build: "test",
         run: "run",
+        hub: &hub,
         interrupts: &interrupts,
     };
     let mut events = Vec::new();
