@@ -41,6 +41,9 @@ pub struct Params {
     /// Numbers of the layers to align; all that `mixers` brings when empty (without `mixers`: all
     /// layers of the teacher).
     pub layers: Vec<usize>,
+    /// Without `layers` and `mixers`: numbers of the layers that keep the teacher's attention (a
+    /// hybrid).
+    pub keep_attention: Vec<usize>,
     /// What is compared with the teacher.
     pub target: Target,
     /// Whether the block's norms and MLP are trained too.
@@ -83,6 +86,7 @@ impl Default for Params {
     fn default() -> Params {
         Params {
             layers: Vec::new(),
+            keep_attention: Vec::new(),
             target: Target::Block,
             train_mlp: false,
             updates: 500,
@@ -110,7 +114,7 @@ pub struct Align;
 
 impl Stage for Align {
     const NAME: &'static str = "align";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const DOC: &'static str = "Phase 2: trains each block's output towards the teacher's.";
     const CPU: Cpu = Cpu::All;
     type Params = Params;
@@ -140,9 +144,10 @@ impl Stage for Align {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        let source = Source::open(ctx, Want::Hidden, params.sequences, params.seed)?;
+        let mut source = Source::open(ctx, Want::Hidden, params.sequences, params.seed)?;
         let split = Split::of(source.sequences(), source.seq(), params.batch, params.held_out)?;
         let (config, layers) = layers(params, ctx, &source)?;
+        source.only(layers.iter().map(|layer| layer.number));
         let mut phase = Phase::new(params, source, &config, layers, &split, ctx.threads());
         let before = phase.held_out(&split);
         let course = Course {
@@ -184,13 +189,10 @@ fn layers(params: &Params, ctx: &Context, source: &Source) -> Result<(Config, Ve
         None => student_config(&source.model.config, sizes, &[]),
     };
     config.check()?;
-    let mut numbers = params.layers.clone();
-    if numbers.is_empty() {
-        numbers = match mixers.is_empty() {
-            true => (0..config.layers.len()).collect(),
-            false => mixers.iter().map(|(number, ..)| *number).collect(),
-        };
-    }
+    let numbers = match (&params.layers[..], mixers.is_empty()) {
+        ([], false) => mixers.iter().map(|(number, ..)| *number).collect(),
+        (given, _) => layer::numbers(given, &params.keep_attention, config.layers.len())?,
+    };
     let mut layers: Vec<Layer> = Vec::new();
     for number in numbers {
         ensure!(layers.iter().all(|l| l.number != number), "layer {number} is there twice");
@@ -261,9 +263,9 @@ impl Phase {
             Shard {
                 dims,
                 feed: source.feed(dims.batch),
-                saved: block.saved(dims),
+                saved: block.saved(dims, true),
                 scratch: block.scratch(dims),
-                teacher: source.model.blocks[layers[0].number].saved(dims),
+                teacher: source.model.blocks[layers[0].number].saved(dims, false),
                 out_nd: wide(),
                 d_nd: wide(),
                 d_mid_nd: wide(),

@@ -14,12 +14,31 @@ use crate::models::transfer::{Sizes, copy_shared, student_config};
 use crate::models::{Config, Mixer, Model, Part, file};
 use crate::train::layer::describe;
 
+/// Layers that keep attention.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Kept {
+    /// By number, from 0.
+    Layers(Vec<usize>),
+    /// A word.
+    Word(KeptWord),
+}
+
+/// The word for layers without a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptWord {
+    /// All that no block replaces.
+    Rest,
+}
+
 /// Parameters of `assemble`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// Numbers of the layers that keep the teacher's attention (a hybrid).
-    pub keep_attention: Vec<usize>,
+    /// Which layers keep the teacher's attention (a hybrid): their numbers, or `rest` for all that
+    /// no block replaces.
+    pub keep_attention: Kept,
     /// Without `blocks`: where the mixers begin (`default` or `paper`).
     pub init: Option<Start>,
     /// Without `blocks`: state size N of a student's head.
@@ -35,7 +54,7 @@ pub struct Params {
 impl Default for Params {
     fn default() -> Params {
         Params {
-            keep_attention: Vec::new(),
+            keep_attention: Kept::Layers(Vec::new()),
             init: None,
             d_state: 32,
             d_conv: 4,
@@ -50,7 +69,7 @@ pub struct Assemble;
 
 impl Stage for Assemble {
     const NAME: &'static str = "assemble";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const DOC: &'static str = "Puts blocks and the teacher's other weights together to a student.";
     type Params = Params;
 
@@ -77,7 +96,8 @@ impl Stage for Assemble {
             Model::load(&ctx.tensors("teacher")?).context("input `teacher`")?;
         let layers = teacher.config.layers.len();
         let blocks = blocks(ctx, &teacher.config)?;
-        covered(params, &blocks, layers)?;
+        let kept = kept(params, &blocks, layers);
+        covered(params, &kept, &blocks, layers)?;
         let sizes = match blocks.first() {
             Some(block) => Sizes {
                 state: block.config.d_state,
@@ -86,7 +106,7 @@ impl Stage for Assemble {
             },
             None => Sizes { state: params.d_state, taps: params.d_conv, chunk: params.chunk },
         };
-        let student = Model::new(student_config(&teacher.config, sizes, &params.keep_attention))?;
+        let student = Model::new(student_config(&teacher.config, sizes, &kept))?;
         let mut values = student.init(params.seed);
         for block in &student.blocks {
             if let (Mixer::Ssm(ssm), Some(init)) = (&block.mixer, params.init) {
@@ -132,12 +152,22 @@ fn blocks(ctx: &Context, teacher: &Config) -> Result<Vec<Found>> {
     Ok(found)
 }
 
+/// The numbers of the layers that keep attention.
+fn kept(params: &Params, blocks: &[Found], layers: usize) -> Vec<usize> {
+    match &params.keep_attention {
+        Kept::Layers(numbers) => numbers.clone(),
+        Kept::Word(KeptWord::Rest) => {
+            (0..layers).filter(|layer| blocks.iter().all(|block| block.layer != *layer)).collect()
+        }
+    }
+}
+
 /// Refuses layers that are neither replaced nor kept, and those that are both.
-fn covered(params: &Params, blocks: &[Found], layers: usize) -> Result<()> {
-    if let Some(outside) = params.keep_attention.iter().find(|layer| **layer >= layers) {
+fn covered(params: &Params, kept: &[usize], blocks: &[Found], layers: usize) -> Result<()> {
+    if let Some(outside) = kept.iter().find(|layer| **layer >= layers) {
         bail!("`keep_attention` names layer {outside}, but the teacher has {layers}, from 0 on");
     }
-    let kept = |layer: &usize| params.keep_attention.contains(layer);
+    let kept = |layer: &usize| kept.contains(layer);
     if let Some(both) = blocks.iter().find(|block| kept(&block.layer)) {
         bail!("layer {} is in `keep_attention`, but a block of `blocks` replaces it", both.layer);
     }

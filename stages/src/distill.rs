@@ -94,7 +94,7 @@ pub struct Distill;
 
 impl Stage for Distill {
     const NAME: &'static str = "distill";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const DOC: &'static str = "Phase 3: trains the whole student on the teacher's logits.";
     const CPU: Cpu = Cpu::All;
     type Params = Params;
@@ -382,9 +382,10 @@ impl Phase {
     }
 }
 
-/// Tokens whose logits exist at a time.
+/// Tokens whose logits exist at a time: never so few that a product with the head is spent on
+/// reading its weights.
 fn rows(vocab: usize, tokens: usize) -> usize {
-    (CHUNK / vocab).clamp(1, tokens)
+    (CHUNK / vocab).max(128).min(tokens)
 }
 
 impl Trainer for Phase {

@@ -17,8 +17,8 @@ use crate::models::params::Entry;
 use crate::models::start::{Start, from_attention, scale_heads};
 use crate::models::transfer::{Sizes, student_config};
 use crate::models::{Config, Mixer, Part, ssm};
+use crate::ops::Dims;
 use crate::ops::orient::{Sums, Teacher};
-use crate::ops::{Dims, norm};
 use crate::train::layer::{self, Layer, Training, start};
 use crate::train::learner::Learner;
 use crate::train::run::{Course, SHARDS, Split, Trainer, drive, each_shard, rounded};
@@ -31,6 +31,8 @@ use crate::train::source::{Feed, Seen, Source, Want};
 pub struct Params {
     /// Numbers of the layers to orient, from 0; all when empty.
     pub layers: Vec<usize>,
+    /// Without `layers`: numbers of the layers that keep the teacher's attention (a hybrid).
+    pub keep_attention: Vec<usize>,
     /// Optimiser steps.
     pub updates: u64,
     /// Tokens an update; a multiple of twice the sequence length.
@@ -69,6 +71,7 @@ impl Default for Params {
     fn default() -> Params {
         Params {
             layers: Vec::new(),
+            keep_attention: Vec::new(),
             updates: 600,
             batch: 1024,
             lr: 3e-3,
@@ -94,7 +97,7 @@ pub struct Orient;
 
 impl Stage for Orient {
     const NAME: &'static str = "orient";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const DOC: &'static str =
         "Phase 1: trains the mixing matrix of each layer towards the teacher's attention.";
     const CPU: Cpu = Cpu::All;
@@ -179,10 +182,7 @@ impl Phase {
         split: Split,
         threads: usize,
     ) -> Result<Phase> {
-        let mut numbers = params.layers.clone();
-        if numbers.is_empty() {
-            numbers = (0..config.layers.len()).collect();
-        }
+        let numbers = layer::numbers(&params.layers, &params.keep_attention, config.layers.len())?;
         let mut layers: Vec<Layer> = Vec::new();
         let training = Training { decay: params.weight_decay, clip: params.clip };
         for number in numbers {
@@ -219,6 +219,7 @@ impl Phase {
         let shards = (0..SHARDS).map(shard).collect();
         let weight = 1.0 / (split.batch * config.heads) as f32;
         let mut phase = Phase { source, threads, layers, shards, weight };
+        phase.source.only(phase.layers.iter().map(|layer| layer.number));
         if params.init == Start::Attention {
             phase.scale_starts(&split);
         }
@@ -235,13 +236,12 @@ impl Phase {
         learn: bool,
     ) {
         let Shard { dims, feed, x_nd, inv_n, saved, scratch, grads, sums } = shard;
-        let eps = source.model.config.norm_eps as f32;
         source.attention(feed, sequences, |seen: Seen, teacher: Teacher| {
             let Some(at) = layers.iter().position(|layer| layer.number == seen.layer) else {
                 return;
             };
             let (layer, params) = (&layers[at], &layers[at].learner.params);
-            norm::forward(seen.u_nd, layer.block.norm1.of(params), eps, x_nd, inv_n);
+            layer.block.norm1.forward(params, seen.u_nd, x_nd, inv_n);
             let scene = source.model.scene(*dims, seen.starts_n);
             let grads = learn.then(|| {
                 grads[at].fill(0.0);
@@ -281,7 +281,7 @@ impl Phase {
     fn scale_starts(&mut self, split: &Split) {
         let Phase { source, layers, shards, .. } = self;
         let Shard { dims, feed, x_nd, inv_n, saved, .. } = &mut shards[0];
-        let (eps, seq) = (source.model.config.norm_eps as f32, split.seq);
+        let seq = split.seq;
         let sequences: Vec<usize> = (0..dims.batch).collect();
         let mut products = BTreeMap::new();
         source.attention(feed, &sequences, |seen, teacher| {
@@ -289,7 +289,7 @@ impl Phase {
                 return;
             };
             let (mixer, params) = (layer.ssm(), &layer.learner.params);
-            norm::forward(seen.u_nd, layer.block.norm1.of(params), eps, x_nd, inv_n);
+            layer.block.norm1.forward(params, seen.u_nd, x_nd, inv_n);
             mixer.forward_matrix(params, source.model.scene(*dims, seen.starts_n), x_nd, saved);
             let shape = mixer.shape(*dims);
             let mut sums = vec![(0.0, 0.0); shape.heads];

@@ -48,9 +48,13 @@ impl Saved {
 
     /// Copies buffer `name` into `out`, whose length must be the saved one.
     pub fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        let values = self.tensors.f32(name, &[out.len()]).context("checkpoint does not fit")?;
-        out.copy_from_slice(&values);
+        out.copy_from_slice(&self.all(name, out.len())?);
         Ok(())
+    }
+
+    /// Buffer `name`, whose length must be `len`.
+    pub fn all(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.tensors.f32(name, &[len]).context("checkpoint does not fit")
     }
 }
 

@@ -36,7 +36,7 @@ impl Language {
             let dims = Dims { batch, seq };
             let grads = match keep {
                 Keep::Backward => Params::zeros(&model.layout),
-                Keep::Nothing => Params::zeros(&Default::default()),
+                Keep::Nothing | Keep::Matrices => Params::zeros(&Default::default()),
             };
             Shard {
                 pass: model.pass(dims, keep),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use engine::tensors::Tensors;
 
 use crate::models::params::Entry;
@@ -46,6 +46,22 @@ pub fn groups(layout: &Layout, decay: f64, select: impl Fn(&Entry) -> bool) -> V
         scale: 1.0,
     };
     layout.spans(select).into_iter().map(group).collect()
+}
+
+/// The layers to train: those `given`, else all but those of `kept`.
+pub fn numbers(given: &[usize], kept: &[usize], layers: usize) -> Result<Vec<usize>> {
+    if let Some(outside) = kept.iter().find(|layer| **layer >= layers) {
+        bail!("`keep_attention` names layer {outside}, but the teacher has {layers}, from 0 on");
+    }
+    if let Some(both) = given.iter().find(|layer| kept.contains(layer)) {
+        bail!("layer {both} is in `layers` and in `keep_attention`");
+    }
+    if !given.is_empty() {
+        return Ok(given.to_vec());
+    }
+    let all: Vec<usize> = (0..layers).filter(|layer| !kept.contains(layer)).collect();
+    ensure!(!all.is_empty(), "`keep_attention` keeps all {layers} layers: there is nothing to do");
+    Ok(all)
 }
 
 /// A block of `config` with fresh values and the teacher's norms and MLP.

@@ -44,6 +44,8 @@ pub struct Source {
     pub params: Params,
     kind: Kind,
     seq: usize,
+    /// Blocks that the teacher runs: none beyond the last that is wanted.
+    depth: usize,
 }
 
 enum Kind {
@@ -91,7 +93,8 @@ impl Source {
             let same =
                 |s: &Signals| s.shape.seq == seq && s.shape.sequences == layers[0].shape.sequences;
             ensure!(layers.iter().all(same), "input `signals` holds layers of different sequences");
-            return Ok(Source { model, params, kind: Kind::Cached(layers), seq });
+            let depth = model.blocks.len();
+            return Ok(Source { model, params, kind: Kind::Cached(layers), seq, depth });
         }
         ensure!(
             ctx.has("tokens"),
@@ -105,7 +108,13 @@ impl Source {
              from one tokenizer"
         );
         let (seq, chosen) = (shard.seq(), choose(seed, sequences, shard.len()));
-        Ok(Source { model, params, kind: Kind::Streamed(shard, chosen), seq })
+        let depth = model.blocks.len();
+        Ok(Source { model, params, kind: Kind::Streamed(shard, chosen), seq, depth })
+    }
+
+    /// Says that only `layers` are wanted: a teacher alongside stops after the last of them.
+    pub fn only(&mut self, layers: impl Iterator<Item = usize>) {
+        self.depth = layers.max().map_or(0, |last| last + 1);
     }
 
     /// Tokens of a sequence.
@@ -160,20 +169,25 @@ impl Source {
         match (&self.kind, kind) {
             (Kind::Streamed(shard, chosen), Buffers::Streamed(pass)) => {
                 self.load(shard, chosen, sequences, pass, starts_n);
-                self.model.forward(&self.params.flat, pass, |layer, u_nd, saved| {
-                    let Some(saved) = saved.mixer.attention() else { return };
-                    let (heads, rows) = (saved.heads(), &saved.qkv_nr);
-                    let teacher = Teacher::Qk {
-                        q: rows,
-                        q_stride: heads.row(),
-                        k: &rows[heads.query * heads.dim..],
-                        k_stride: heads.row(),
-                        lse_bhl: &saved.lse_bhl,
-                        kv_heads: heads.kv,
-                        dim: heads.dim,
-                    };
-                    visit(Seen { layer, starts_n, u_nd }, teacher);
-                });
+                self.model.forward_blocks(
+                    &self.params.flat,
+                    pass,
+                    self.depth,
+                    |layer, u_nd, saved| {
+                        let Some(saved) = saved.mixer.attention() else { return };
+                        let (heads, rows) = (saved.heads(), &saved.qkv_nr);
+                        let teacher = Teacher::Qk {
+                            q: rows,
+                            q_stride: heads.row(),
+                            k: &rows[heads.query * heads.dim..],
+                            k_stride: heads.row(),
+                            lse_bhl: &saved.lse_bhl,
+                            kv_heads: heads.kv,
+                            dim: heads.dim,
+                        };
+                        visit(Seen { layer, starts_n, u_nd }, teacher);
+                    },
+                );
             }
             (Kind::Cached(layers), Buffers::Cached { u_nd, attention, lse_bhl, .. }) => {
                 for signals in layers {
@@ -218,8 +232,8 @@ impl Source {
         match (&self.kind, kind) {
             (Kind::Streamed(shard, chosen), Buffers::Streamed(pass)) => {
                 self.load(shard, chosen, sequences, pass, starts_n);
-                self.model.forward(&self.params.flat, pass, |_, _, _| {});
-                for (layer, pair) in pass.hidden.windows(2).enumerate() {
+                self.model.forward_blocks(&self.params.flat, pass, self.depth, |_, _, _| {});
+                for (layer, pair) in pass.hidden.windows(2).enumerate().take(self.depth) {
                     visit(Seen { layer, starts_n, u_nd: &pair[0] }, &pair[1]);
                 }
             }

@@ -34,7 +34,6 @@ impl Place {
             vocab: VOCAB,
             d_model: 16,
             layers: vec![MixerKind::Attention; 2],
-            wiring: Default::default(),
             heads: 2,
             kv_heads: 1,
             head_dim: 8,
@@ -46,6 +45,7 @@ impl Place {
             d_state: 64,
             d_conv: 4,
             chunk: 64,
+            ..Config::default()
         };
         let teacher = Model::new(config).unwrap();
         teacher.save(&place.path("teacher.safetensors"), &teacher.init(5)).unwrap();
@@ -292,7 +292,10 @@ fn assemble_wants_every_layer_exactly_once() {
     let aligned = place.run::<Align>("align", &align_params(1), &common, |_| {}).unwrap();
     let blocks = items(&aligned, "block");
     let assemble = |keep: &[usize], blocks: &[&Path]| {
-        let params = assemble::Params { keep_attention: keep.to_vec(), ..Default::default() };
+        let params = assemble::Params {
+            keep_attention: assemble::Kept::Layers(keep.to_vec()),
+            ..Default::default()
+        };
         let inputs: &[(&str, &[&Path])] = &[common[0], ("blocks", blocks)];
         let made = place.run::<Assemble>("assemble", &params, inputs, |_| {});
         made.map_err(|error| format!("{error:#}"))
