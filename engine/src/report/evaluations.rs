@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::benchmarks;
 use super::data::Step;
 use super::headline::decimal;
 use super::markup::{clip, num, percent, thousands};
@@ -46,7 +47,9 @@ fn label(name: &str) -> String {
         "copy" => "Copy accuracy",
         "chance" => "Recall by guessing",
         "answers" => "Answers scored",
-        "loss" => "Loss (nats per token)",
+        "copy_tokens" => "Copied tokens scored",
+        "loss" | "nats" => "Loss (nats per token)",
+        "nats_se" => "Standard error of the loss",
         "tokens" => "Tokens scored",
         "kl" => "KL from teacher to student (nats)",
         "argmax" | "top1" => "Same most likely token",
@@ -57,6 +60,9 @@ fn label(name: &str) -> String {
 }
 
 fn is_share(name: &str) -> bool {
+    if name.ends_with("_tokens") {
+        return false;
+    }
     let words =
         ["recall", "copy", "chance", "accuracy", "argmax", "top1", "agree", "share", "greedy"];
     words.iter().any(|word| name.contains(word))
@@ -72,16 +78,34 @@ fn shown(name: &str, value: f64) -> String {
     num(value)
 }
 
-/// The table of one evaluation.
+/// The tables of one evaluation.
 fn table(evaluation: &Evaluation) -> String {
+    let benchmarks = benchmarks::tables(&evaluation.benchmarks);
+    let parts = [&evaluation.student, &evaluation.teacher, &evaluation.agreement, &evaluation.rest];
+    match parts.iter().all(|part| part.is_empty()) && !benchmarks.is_empty() {
+        true => benchmarks,
+        false => text_table(evaluation) + &benchmarks,
+    }
+}
+
+/// What was measured on held-out text.
+fn text_table(evaluation: &Evaluation) -> String {
     let mut out = String::from(
         "<div class=scroll><table class=figures><thead><tr><th></th><th>Teacher</th><th>Student</th><th>Student ÷ teacher</th></tr></thead><tbody>",
     );
-    for name in names([&evaluation.student, &evaluation.teacher]) {
+    let nothing = |name: &String| {
+        let zero = |figures: &Figures| figures.get(name).is_none_or(|value| *value == 0.0);
+        ["answers", "copy_tokens"].contains(&name.as_str())
+            && zero(&evaluation.student)
+            && zero(&evaluation.teacher)
+    };
+    let names = names([&evaluation.student, &evaluation.teacher]);
+    for name in names.into_iter().filter(|name| !nothing(name)) {
         let cell =
             |figures: &Figures| figures.get(&name).map_or("–".into(), |v| shown(&name, *v));
         let same = evaluation.student.get(&name) == evaluation.teacher.get(&name);
-        let counted = same && ["chance", "answers", "tokens"].contains(&name.as_str());
+        let counted =
+            same && ["chance", "answers", "tokens", "copy_tokens"].contains(&name.as_str());
         let ratio = evaluation.ratio(&name).filter(|_| !counted).map(decimal).unwrap_or_default();
         let _ = write!(
             out,
@@ -125,7 +149,7 @@ struct Column {
     low: bool,
 }
 
-const COLUMNS: [Column; 5] = [
+const COLUMNS: [Column; 6] = [
     Column {
         name: "Perplexity",
         value: |e| e.student.get("perplexity").copied(),
@@ -141,6 +165,7 @@ const COLUMNS: [Column; 5] = [
     },
     Column { name: "Copy", value: |e| e.student.get("copy").copied(), show: percent, low: false },
     Column { name: "Agreement", value: Evaluation::agree, show: percent, low: false },
+    Column { name: "Benchmarks", value: |e| e.benchmarks.average(), show: percent, low: false },
 ];
 
 fn columns(found: &[(&Step, &Evaluation)]) -> Vec<&'static Column> {

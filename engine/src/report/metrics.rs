@@ -7,6 +7,7 @@ use std::io::Read;
 use cache::{Cache, Kind, Output};
 use serde_json::{Map, Value};
 
+use super::benchmarks::Benchmarks;
 use super::data::{Curve, Step};
 use crate::plan;
 
@@ -52,6 +53,7 @@ pub(super) struct Evaluation {
     pub rest: Figures,
     pub layers: Vec<Layer>,
     pub recall: Vec<Bucket>,
+    pub benchmarks: Benchmarks,
 }
 
 /// Recall of what lies between `from` and `to` tokens back.
@@ -67,7 +69,17 @@ pub(super) struct Bucket {
 impl Evaluation {
     fn of(value: &Map<String, Value>) -> Evaluation {
         let part = |name: &str| value.get(name).map(figures).unwrap_or_default();
-        let known = ["student", "teacher", "ratios", "agreement", "layers", "recall_by_distance"];
+        let known = [
+            "student",
+            "teacher",
+            "ratios",
+            "agreement",
+            "layers",
+            "recall_by_distance",
+            "tasks",
+            "average",
+            "probes",
+        ];
         let mut rest = Figures::new();
         for (name, value) in value.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
             flatten(name, value, &mut rest);
@@ -82,6 +94,7 @@ impl Evaluation {
             rest,
             layers: value.get("layers").map(layer_list).unwrap_or_default(),
             recall: list("recall_by_distance").iter().filter_map(Bucket::of).collect(),
+            benchmarks: Benchmarks::of(value),
         }
     }
 

@@ -6,6 +6,7 @@
 //! network, and nothing in here decides anything.
 
 mod bars;
+mod benchmarks;
 mod chart;
 mod dag;
 mod data;

@@ -1,5 +1,12 @@
-//! What an evaluation measures, and how models are run for it. Knows no file but shards.
+//! What an evaluation measures, and how models are run for it. Knows no file but shards and
+//! benchmarks.
 
+pub mod bench;
+pub mod benchmarks;
+pub mod likelihood;
+pub mod probes;
 pub mod report;
 pub mod runner;
 pub mod score;
+pub mod spread;
+pub mod tasks;

@@ -2,17 +2,19 @@
 
 use serde::Serialize;
 
+use super::probes::ProbeResults;
 use super::score::{Agreement, Loss, median};
+use super::tasks::results::{Average, TaskResult};
 use crate::data::shard::Answer;
 
 /// The whole artifact.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Metrics {
     /// Always `evaluation`.
     pub kind: &'static str,
-    /// The model evaluated.
-    pub student: Figures,
-    /// The model it is compared with.
+    /// The model evaluated, on held-out text.
+    pub student: Option<Figures>,
+    /// The model it is compared with, on the same.
     pub teacher: Option<Figures>,
     /// Student against teacher, token by token.
     pub agreement: Option<AgreementFigures>,
@@ -22,6 +24,15 @@ pub struct Metrics {
     pub layers: Vec<Layer>,
     /// Recall by the number of tokens between fact and answer.
     pub recall_by_distance: Vec<Bucket>,
+    /// Benchmarks, in the order they were given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskResult>,
+    /// Over the paper's benchmarks, if all were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<Average>,
+    /// Probes of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<ProbeResults>,
 }
 
 /// One model's figures.
@@ -96,7 +107,7 @@ pub struct Bucket {
 }
 
 /// Six significant digits: what a person compares, and short to read.
-fn short(x: f64) -> f64 {
+pub(super) fn short(x: f64) -> f64 {
     format!("{x:.5e}").parse().unwrap_or(x)
 }
 

@@ -1,18 +1,16 @@
 //! Runs one or two models over a shard on several threads; what comes back depends on no thread.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-
 use anyhow::Result;
 use engine::stage::Context;
 
 use super::score::{Agreement, Loss, distances, likeliest};
+use super::spread::spread;
 use crate::data::shard::TokenShard;
 use crate::models::{Keep, Model, Params, Pass};
 use crate::ops::Dims;
 
 /// Rows whose logits are held at a time.
-const ROWS: usize = 128;
+pub(super) const ROWS: usize = 128;
 
 /// A model and its weights.
 pub struct Loaded {
@@ -57,34 +55,17 @@ pub struct Work<'a> {
 /// Scores every sequence, in order.
 pub fn scores(work: Work, ctx: &mut Context, unit: &str) -> Result<Vec<SequenceScore>> {
     let batches = work.sequences.div_ceil(work.batch);
-    let (next, cancel) = (AtomicUsize::new(0), ctx.cancel_flag());
-    let mut found: Vec<Vec<SequenceScore>> = vec![Vec::new(); batches];
-    std::thread::scope(|scope| {
-        let (sender, results) = mpsc::channel();
-        for _ in 0..ctx.threads().clamp(1, batches.max(1)) {
-            let (sender, next, cancel) = (sender.clone(), &next, &cancel);
-            scope.spawn(move || {
-                let mut runner = Runner::new(work);
-                loop {
-                    let batch = next.fetch_add(1, Ordering::Relaxed);
-                    if batch >= batches || cancel.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    if sender.send((batch, runner.batch(batch))).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        for (done, (batch, scores)) in results.into_iter().enumerate() {
-            found[batch] = scores;
-            let sequences = ((done + 1) * work.batch).min(work.sequences);
-            ctx.progress(sequences as u64, work.sequences as u64, unit);
-        }
-    });
-    ctx.check_cancelled()?;
-    Ok(found.into_iter().flatten().collect())
+    let start = || {
+        let mut runner = Runner::new(work);
+        move |batch| runner.batch(batch)
+    };
+    let mut finished = 0;
+    let done = |ctx: &mut Context, _| {
+        finished += 1;
+        let sequences = (finished * work.batch).min(work.sequences);
+        ctx.progress(sequences as u64, work.sequences as u64, unit);
+    };
+    Ok(spread(ctx, batches, start, done)?.into_iter().flatten().collect())
 }
 
 /// One thread's buffers.
@@ -95,19 +76,21 @@ struct Runner<'a> {
 }
 
 /// One model's buffers.
-struct Side<'a> {
+pub(super) struct Side<'a> {
     loaded: &'a Loaded,
     pass: Pass,
     logits_nv: Vec<f32>,
 }
 
 impl<'a> Side<'a> {
-    fn new(loaded: &'a Loaded, dims: Dims) -> Side<'a> {
+    /// Buffers for sequences of `dims`.
+    pub(super) fn new(loaded: &'a Loaded, dims: Dims) -> Side<'a> {
         let pass = loaded.model.pass(dims, Keep::Nothing);
         Side { loaded, pass, logits_nv: vec![0.0; ROWS * loaded.model.config.vocab] }
     }
 
-    fn forward(&mut self, dims: Dims, tokens_n: &[u32]) {
+    /// Runs sequences through all blocks.
+    pub(super) fn forward(&mut self, dims: Dims, tokens_n: &[u32]) {
         if self.pass.dims() != dims {
             self.pass = self.loaded.model.pass(dims, Keep::Nothing);
         }
@@ -115,8 +98,8 @@ impl<'a> Side<'a> {
         self.loaded.model.forward(&self.loaded.params.flat, &mut self.pass, |_, _, _| {});
     }
 
-    /// Logits of some rows.
-    fn logits(&mut self, rows: std::ops::Range<usize>) -> &[f32] {
+    /// Logits of at most [`ROWS`] rows.
+    pub(super) fn logits(&mut self, rows: std::ops::Range<usize>) -> &[f32] {
         let Side { loaded, pass, logits_nv } = self;
         let logits_nv = &mut logits_nv[..rows.len() * loaded.model.config.vocab];
         loaded.model.logits(&loaded.params.flat, pass, rows, logits_nv);

@@ -34,7 +34,7 @@ pub fn likeliest(logits_v: &[f32]) -> usize {
 
 /// ln Σ exp of a row.
 #[inline(always)]
-fn log_sum_exp(logits_v: &[f32]) -> f64 {
+pub(super) fn log_sum_exp(logits_v: &[f32]) -> f64 {
     let most = max(logits_v);
     let sum = sum_of(logits_v, logits_v, |logit, _| exp(logit - most));
     f64::from(most) + f64::from(sum).ln()

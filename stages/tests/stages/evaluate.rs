@@ -17,7 +17,6 @@ fn config(vocab: usize, layers: usize) -> Config {
         vocab,
         d_model: 16,
         layers: vec![MixerKind::Attention; layers],
-        wiring: Default::default(),
         heads: 2,
         kv_heads: 2,
         head_dim: 8,
@@ -29,6 +28,7 @@ fn config(vocab: usize, layers: usize) -> Config {
         d_state: 8,
         d_conv: 4,
         chunk: 8,
+        ..Config::default()
     }
 }
 
