@@ -5,8 +5,20 @@ use std::io::{ErrorKind, IsTerminal, Write};
 
 /// Prints a line of the answer.
 pub fn line(text: impl AsRef<str>) {
+    write(&format!("{}\n", text.as_ref()));
+}
+
+/// Prints a piece of the answer at once; control sequences reach no terminal.
+pub fn piece(text: &str) {
+    match std::io::stdout().is_terminal() {
+        true => write(&clean(text)),
+        false => write(text),
+    }
+}
+
+fn write(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    if let Err(error) = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush())
+    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
         && error.kind() == ErrorKind::BrokenPipe
     {
         std::process::exit(0);
