@@ -28,6 +28,15 @@ pub enum Verb {
     Log(OfStep),
     /// Write the report of a run as one HTML file
     Report(Report),
+    /// Write a step's model as a directory that published code loads
+    Export(Export),
+    /// Continue a text with the model of a step
+    Generate(Generate),
+    /// Talk with the model of a step
+    Chat(Chat),
+    /// Measure models
+    #[command(subcommand)]
+    Bench(Bench),
     /// List stages with their ports and parameters
     Stages(Stages),
     /// Print the JSON Schema of pipeline files, for editors
@@ -125,7 +134,7 @@ pub struct Check {
 pub struct OfStep {
     /// The step: `distill`, `align[2]` or `align@2`
     pub step: String,
-    /// Pipeline file [default: that of the newest run in this directory]
+    /// Pipeline file [default: that of the newest run in this directory, with its settings]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     #[command(flatten)]
@@ -150,6 +159,41 @@ pub struct Report {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  pipe export distill out/student
+  pipe export distill out/student --dtype bf16 --tokenizer tokenizer.json
+
+Students of Phi are written as (Hybrid-)Phi-Mamba, those of Llama as Llamba, transformers as
+Hugging Face transformers has them. Beside the weights: config.json, the tokenizer, README.md (a
+model card) and provenance.json. DIR must be new, empty, or an earlier export.")]
+pub struct Export {
+    /// The step: `distill`, `align[2]` or `align@2`
+    pub step: String,
+    /// The directory to write
+    pub dir: PathBuf,
+    /// Which output port of the step
+    #[arg(long, value_name = "PORT", default_value = "model")]
+    pub port: String,
+    /// Element type of the weights: f32, bf16 or f16 [default: as stored]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<String>,
+    /// Size of one weights file [default: 5GB for transformers, one file for students]
+    #[arg(long, value_name = "SIZE")]
+    pub max_shard_size: Option<String>,
+    /// A tokenizer.json [default: that of the nearest step before it]
+    #[arg(long, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+    /// Pipeline file [default: that of the newest run in this directory, with its settings]
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 #[command(after_help = "Example:
   pipe stages distill")]
 pub struct Stages {
@@ -159,3 +203,161 @@ pub struct Stages {
     #[arg(long)]
     pub json: bool,
 }
+
+/// A model: of a step, or a file of ours.
+#[derive(Args)]
+pub struct OfModel {
+    /// Output of the step that is the model
+    #[arg(long, value_name = "PORT", default_value = "model")]
+    pub port: String,
+    /// Pipeline file [default: that of the newest run in this directory, with its settings]
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// How the text is made.
+#[derive(Args)]
+pub struct Speech {
+    /// Tokenizer [default: that of the nearest step upstream, or `tokenizer.json` beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Divides the logits; 0 takes the most likely token always
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Draw from the K most likely tokens; 0: from all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Draw from the fewest tokens whose probabilities reach P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Draw from tokens at least P times as likely as the most likely one
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Make recent tokens less likely; 1: do not
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// How many tokens are recent
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub repetition_window: usize,
+    /// Equal seeds give equal texts [default: another one every time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// End before this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Tell tokens, speed and memory on standard error at the end, terminal or not
+    #[arg(long)]
+    pub stats: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  pipe generate distill --prompt 'Once upon a time'
+  pipe generate teacher --prompt - --temperature 0 < prompt.txt
+  pipe generate out/student.safetensors --tokenizer tokenizer.json --count 3 --json")]
+pub struct Generate {
+    /// The step (`distill`, `align[2]`), or the path of a model file
+    pub step: String,
+    /// What to continue; `-`: standard input [default: the beginning of a text]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Tokens to make at most
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = count())]
+    pub max_tokens: u64,
+    /// Samples to make, each by itself
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
+    pub count: u64,
+    /// Read the prompt as it is, without a token before it that begins a text
+    #[arg(long)]
+    pub raw: bool,
+    /// Go on after a token that ends a text
+    #[arg(long)]
+    pub endless: bool,
+    /// Print special tokens, too
+    #[arg(long)]
+    pub special: bool,
+    /// Print an object of JSON for each sample when it is done, with its text and tokens
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub speech: Speech,
+    #[command(flatten)]
+    pub model: OfModel,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "A line is a turn; `/reset` begins again, `/exit` or Ctrl-D ends, Ctrl-C breaks an answer off.
+
+Examples:
+  pipe chat distill
+  echo 'Who are you?' | pipe chat teacher --temperature 0"
+)]
+pub struct Chat {
+    /// The step (`distill`, `align[2]`), or the path of a model file
+    pub step: String,
+    /// What the model is told before the first turn
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = count())]
+    pub max_tokens: u64,
+    #[command(flatten)]
+    pub speech: Speech,
+    #[command(flatten)]
+    pub model: OfModel,
+}
+
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Measure the speed and the memory of making text after long contexts
+    Decode(BenchDecode),
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  pipe bench decode teacher distill --contexts 1k,8k,32k,128k")]
+pub struct BenchDecode {
+    /// Steps, or paths of model files; the others are compared with the first
+    #[arg(required = true, value_name = "STEP")]
+    pub steps: Vec<String>,
+    /// Tokens before those that are measured
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1k,8k,32k,128k", value_parser = tokens)]
+    pub contexts: Vec<usize>,
+    /// Tokens to measure, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub tokens: u64,
+    /// Read contexts of random tokens, instead of counting them as read
+    #[arg(long)]
+    pub read: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub model: OfModel,
+}
+
+/// From one to a number that no run reaches.
+fn count() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=1 << 40)
+}
+
+/// `1000`, `8k` (8192), `1m`.
+fn tokens(text: &str) -> Result<usize, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let units = [('k', 1 << 10), ('m', 1 << 20), ('g', 1 << 30)];
+    let (digits, unit) = units
+        .iter()
+        .find_map(|(letter, unit)| Some((lower.strip_suffix(*letter)?, *unit)))
+        .unwrap_or((&lower, 1));
+    let number = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    match number {
+        Some(number @ 0..=MOST) => Ok(number),
+        _ => Err("must be a number of tokens like 1000, 8k or 1m, at most 1024g".into()),
+    }
+}
+
+/// The longest context: no sum of it overflows.
+const MOST: usize = 1 << 40;

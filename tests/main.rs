@@ -2,7 +2,13 @@
 
 mod crash;
 mod errors;
+mod export;
+mod families;
 mod flow;
+mod generate;
+mod hub;
+#[path = "../engine/tests/hub/server.rs"]
+mod hub_server;
 mod phases;
 mod support;
 mod tidy;

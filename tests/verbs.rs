@@ -61,6 +61,16 @@ fn why_names_the_parameter_the_file_and_the_upstream_step() {
 }
 
 #[test]
+fn a_command_about_a_step_means_the_newest_run_with_its_settings() {
+    let project = two_steps();
+    project.run(&["--set", "word=there"]);
+    let shown = |args: &[&str]| project.pipe(&[&["show", "say"], args].concat()).stdout;
+    assert!(shown(&[]).starts_with("say cached"), "{}", shown(&[]));
+    assert!(!shown(&["--set", "times=3"]).starts_with("say cached"), "settings now come on top");
+    assert!(!shown(&["-f", "p.yaml"]).starts_with("say cached"), "a file has no settings");
+}
+
+#[test]
 fn show_and_log() {
     let project = two_steps();
     project.run(&[]);

@@ -1,13 +1,19 @@
 //! One file a verb. Here: what they share, from arguments to a checked plan and an open cache.
 
+mod bench;
+mod chat;
 mod check;
+mod export;
 mod forecast;
+mod generate;
 mod log;
+mod model_of;
 mod plan;
 mod report;
 mod run;
 mod schema;
 mod show;
+mod speech;
 mod stages;
 mod why;
 
@@ -16,10 +22,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use cache::Cache;
+use clap::Parser as _;
 use engine::spec::{self, Loaded};
 use engine::stage::Registry;
 
-use crate::cli::{Cli, Settings, Verb};
+use crate::cli::{Bench, Cli, Settings, Verb};
 
 /// All stages of this binary.
 pub const REGISTRY: Registry = Registry(::stages::ALL);
@@ -50,6 +57,10 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Show(args) => show::show(args),
         Verb::Log(args) => log::log(args),
         Verb::Report(args) => report::report(args),
+        Verb::Export(args) => export::export(args),
+        Verb::Generate(args) => generate::generate(args),
+        Verb::Chat(args) => chat::chat(args),
+        Verb::Bench(Bench::Decode(args)) => bench::decode(args),
         Verb::Stages(args) => stages::stages(args),
         Verb::Schema => schema::schema(),
         Verb::Worker { store } => {
@@ -105,6 +116,11 @@ fn default_cache() -> Result<PathBuf> {
     }
 }
 
+/// Where models come from, by the variables that all tools of the hub know.
+fn hub() -> engine::hub::Settings {
+    engine::hub::Settings::from_env(&|name| std::env::var_os(name))
+}
+
 /// The newest recorded run that was started in this directory.
 fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
@@ -112,7 +128,8 @@ fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
     Ok(engine::run::all(cache).into_iter().find(started_here))
 }
 
-/// The pipeline a command about a step means: `-f`, else that of the newest run here.
+/// The pipeline a command about a step means: `-f`, else that of the newest run here with the
+/// settings it was run with, and those given now on top.
 fn load_for_step(file: Option<&Path>, settings: &Settings, cache: &Cache) -> Result<Loaded> {
     if let Some(file) = file {
         return load(Some(file), settings);
@@ -120,8 +137,21 @@ fn load_for_step(file: Option<&Path>, settings: &Settings, cache: &Cache) -> Res
     let Some(dir) = newest_run(cache)? else {
         bail!(Wrong("no pipeline was run in this directory\nhint: name one with `-f FILE`".into()));
     };
-    let file = engine::run::info(&dir)?.file;
-    load(file.is_absolute().then_some(file.as_path()), settings)
+    let info = engine::run::info(&dir)?;
+    let mut all = settings_of(&info.args);
+    all.profiles.extend_from_slice(&settings.profiles);
+    all.params.extend_from_slice(&settings.params);
+    all.sets.extend_from_slice(&settings.sets);
+    load(info.file.is_absolute().then_some(info.file.as_path()), &all)
+}
+
+/// The settings in the command line of a run.
+fn settings_of(args: &[String]) -> Settings {
+    let line = std::iter::once("pipe").chain(args.iter().map(String::as_str));
+    match Cli::try_parse_from(line) {
+        Ok(Cli { verb: Verb::Run(run) }) => run.settings,
+        _ => Settings::default(),
+    }
 }
 
 /// The one step that `name` means.

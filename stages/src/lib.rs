@@ -7,12 +7,18 @@ pub mod data;
 pub mod distill;
 pub mod eval;
 pub mod evaluate;
+pub mod foreign;
+pub mod formats;
+pub mod generate;
 pub mod models;
 pub mod ops;
 pub mod orient;
 pub mod pretrain;
+pub mod sample_teacher;
+pub mod teacher;
 pub mod text;
 pub mod tokenize;
+pub mod tokenizer;
 pub mod train;
 pub mod train_tokenizer;
 
@@ -24,6 +30,8 @@ pub const ALL: &[Entry] = &[
     Entry::of::<train_tokenizer::TrainTokenizer>(),
     Entry::of::<tokenize::Tokenize>(),
     Entry::of::<pretrain::Pretrain>(),
+    Entry::of::<teacher::Teacher>(),
+    Entry::of::<sample_teacher::SampleTeacher>(),
     Entry::of::<cache_teacher::CacheTeacher>(),
     Entry::of::<orient::Orient>(),
     Entry::of::<align::Align>(),

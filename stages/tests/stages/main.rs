@@ -2,10 +2,20 @@
 
 mod cache_teacher;
 mod data;
+mod decode;
 mod evaluate;
+mod formats;
+mod formats_random;
+mod generate;
+mod gguf_vocabulary;
+mod harness;
+mod likelihood;
 mod model;
+mod packing;
 mod phases;
 mod pretrain;
 mod reference;
 mod registry;
+mod teacher;
+mod tokenizers;
 mod versions;
