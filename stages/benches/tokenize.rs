@@ -12,9 +12,6 @@ use stages::data::document::Document;
 use stages::tokenize::{Params, Tokenize};
 use tokenizers::Tokenizer;
 
-#[path = "../tests/stages/gguf_vocabulary.rs"]
-mod gguf_vocabulary;
-
 const ROUNDS: usize = 3;
 
 /// Seconds that this process has computed so far; 100 ticks a second.
@@ -95,7 +92,7 @@ fn main() {
     };
     let scratch = tempfile::tempdir().unwrap();
     let json = scratch.path().join("tokenizer.json");
-    let tokenizer = gguf_vocabulary::read(&teacher).tokenizer().unwrap();
+    let tokenizer = stages::foreign::open(&teacher, None).unwrap().tokenizer.unwrap();
     tokenizer.save(&json, false).unwrap();
     let files = ["books", "digitalgov", "handbook18f", "openstax"];
     let files = files.map(|name| data.join(format!("text/{name}.jsonl")));

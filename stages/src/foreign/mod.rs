@@ -111,7 +111,7 @@ fn from_gguf(path: &Path, other: Option<&Path>) -> Result<Foreign> {
 }
 
 /// What a GGUF file's metadata says of its tokenizer, if it has one.
-fn vocabulary(file: &Gguf) -> Result<Option<tokenizer::gguf::Vocabulary>> {
+pub fn vocabulary(file: &Gguf) -> Result<Option<tokenizer::gguf::Vocabulary>> {
     let meta = file.metadata();
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     if !meta.has(&key("model")) {

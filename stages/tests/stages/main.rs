@@ -7,7 +7,6 @@ mod evaluate;
 mod formats;
 mod formats_random;
 mod generate;
-mod gguf_vocabulary;
 mod harness;
 mod likelihood;
 mod model;

@@ -10,7 +10,11 @@ use stages::tokenizer::gguf::Vocabulary;
 use stages::tokenizer::{cached, directory, llama2c};
 use tokenizers::Tokenizer;
 
-use crate::gguf_vocabulary;
+/// The vocabulary of a GGUF file, as the stage `teacher` reads it.
+fn gguf_vocabulary(path: &Path) -> Vocabulary {
+    let file = stages::formats::Gguf::open(path).unwrap();
+    stages::foreign::vocabulary(&file).unwrap().unwrap()
+}
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -65,7 +69,7 @@ fn plain(text: &str) -> bool {
 #[test]
 fn a_small_byte_level_vocabulary_gives_the_same_ids() {
     let small = json("small.json");
-    let vocabulary = gguf_vocabulary::read(&fixture("models/gguf/tiny.gguf"));
+    let vocabulary = gguf_vocabulary(&fixture("models/gguf/tiny.gguf"));
     assert_eq!(vocabulary.tokens, list::<String>(&small, "tokens"));
     assert_eq!(vocabulary.merges, list::<String>(&small, "merges"));
     let tokenizer = vocabulary.tokenizer().unwrap();
@@ -171,7 +175,7 @@ fn a_real_byte_level_vocabulary_gives_the_same_ids() {
     let (Some(data), Some(teacher)) = (given("PIPE_TEST_DATA"), given("PIPE_TEST_TEACHER")) else {
         return;
     };
-    let vocabulary = gguf_vocabulary::read(&teacher);
+    let vocabulary = gguf_vocabulary(&teacher);
     let tokenizer = vocabulary.tokenizer().unwrap();
     check_digests(tokenizer, &data, "smollm.json", |_| true);
 }
