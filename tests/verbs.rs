@@ -68,6 +68,12 @@ fn a_command_about_a_step_means_the_newest_run_with_its_settings() {
     assert!(shown(&[]).starts_with("say cached"), "{}", shown(&[]));
     assert!(!shown(&["--set", "times=3"]).starts_with("say cached"), "settings now come on top");
     assert!(!shown(&["-f", "p.yaml"]).starts_with("say cached"), "a file has no settings");
+    // Many runs in a second: the last one is the newest.
+    for word in ["a", "b", "c", "d", "e", "f"] {
+        project.run(&["--set", &format!("word={word}")]);
+        let json: serde_json::Value = serde_json::from_str(&shown(&["--json"])).unwrap();
+        assert!(json["params"].to_string().contains(&format!("echo {word};")), "{word}: {json}");
+    }
 }
 
 #[test]

@@ -121,11 +121,25 @@ fn hub() -> engine::hub::Settings {
     engine::hub::Settings::from_env(&|name| std::env::var_os(name))
 }
 
-/// The newest recorded run that was started in this directory.
+/// The newest recorded run that was started in this directory. Ids tell the second only, so runs of
+/// one second are told apart by their records.
 fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
-    let started_here = |dir: &PathBuf| engine::run::info(dir).is_ok_and(|info| info.cwd == here);
-    Ok(engine::run::all(cache).into_iter().find(started_here))
+    let second = |dir: &Path| {
+        dir.file_name().map(|id| id.to_string_lossy().chars().take(15).collect::<String>())
+    };
+    let mut newest: Option<(f64, PathBuf)> = None;
+    for dir in engine::run::all(cache) {
+        if newest.as_ref().is_some_and(|(_, found)| second(found) != second(&dir)) {
+            break;
+        }
+        let Ok(info) = engine::run::info(&dir) else { continue };
+        let later = newest.as_ref().is_none_or(|(started, _)| info.started_s > *started);
+        if info.cwd == here && later {
+            newest = Some((info.started_s, dir));
+        }
+    }
+    Ok(newest.map(|(_, dir)| dir))
 }
 
 /// The pipeline a command about a step means: `-f`, else that of the newest run here with the
