@@ -228,10 +228,10 @@ impl Schedule {
         self.set(step, State::Blocked);
     }
 
-    /// The other process let go: look again.
+    /// The other process let go: look again, or wait for what was sent back meanwhile.
     pub fn released(&mut self, step: usize) {
         self.expect(step, State::Blocked);
-        self.set(step, State::Ready);
+        self.go_back(step, State::Ready);
     }
 
     /// A launched step succeeded (or was found after all).
