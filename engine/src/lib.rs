@@ -3,7 +3,7 @@
 //! Knows stages only as a trait; knows no tensors' meaning, no CUDA, no terminal. In reading order:
 //! [`stage`] (what a stage is), [`plan`] (the checked graph), [`lookup`] and [`key`] (what a step's
 //! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
-//! it), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
+//! it), [`gpu`] (whose a GPU is), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
 //! (what is kept of it). [`hub`] fetches models.
 
 pub mod command;
@@ -12,6 +12,7 @@ pub mod diagnostic;
 pub mod event;
 pub mod executor;
 pub mod forecast;
+pub mod gpu;
 pub mod hub;
 pub mod inputs;
 pub mod interpolate;
