@@ -126,8 +126,10 @@ pub enum Failure {
     Diverged,
     /// The worker vanished.
     Crash,
-    /// The worker was killed by the kernel for memory.
+    /// The worker was killed by the kernel for memory, or a device has too little of it.
     OutOfMemory,
+    /// A device failed in an operation.
+    Fault,
     /// It ran past its time-out.
     Timeout,
     /// The run was stopped.
@@ -139,7 +141,7 @@ pub enum Failure {
 impl Failure {
     /// Whether trying again can help.
     pub fn retriable(self) -> bool {
-        matches!(self, Failure::Crash | Failure::OutOfMemory | Failure::Timeout)
+        matches!(self, Failure::Crash | Failure::OutOfMemory | Failure::Fault | Failure::Timeout)
     }
 }
 

@@ -20,7 +20,10 @@ use cache::{Attempt, Cache, Digest, Finished, Output};
 
 use crate::descendants;
 use crate::event::Failure;
-use crate::stage::{Cancelled, Checkpoint, Context, Diverged, Input, Registry, Report, Reporter};
+use crate::stage::{
+    Cancelled, Checkpoint, Context, DeviceFault, Diverged, Input, OutOfDeviceMemory, Registry,
+    Report, Reporter,
+};
 use crate::wire::{self, Answer, Frozen, Order};
 
 /// Name of the log in an attempt's directory.
@@ -127,6 +130,7 @@ impl Job<'_> {
         }
         let mut ctx = self.context(dir, cancel)?;
         (stage.run)(&self.frozen.params, &mut ctx)?;
+        ctx.checkpoint_wait()?;
         ctx.check_cancelled()?;
         self.publishable(&attempt, &ctx)
     }
@@ -154,6 +158,7 @@ impl Job<'_> {
             reporter: Box::new(Socket { stream: self.stream.try_clone()?, last: None }),
             cancel: cancel.clone(),
             resume: resume.map(|(position, dir)| Checkpoint { position, dir }),
+            background: Default::default(),
             secrets: self.frozen.secrets.clone(),
         })
     }
@@ -202,6 +207,10 @@ fn kind_of(error: &anyhow::Error) -> Failure {
         Failure::Cancelled
     } else if error.is::<Diverged>() {
         Failure::Diverged
+    } else if error.is::<DeviceFault>() {
+        Failure::Fault
+    } else if error.is::<OutOfDeviceMemory>() {
+        Failure::OutOfMemory
     } else {
         Failure::Error
     }

@@ -218,6 +218,7 @@ fn kind(failure: Failure) -> &'static str {
         Failure::Diverged => "diverged",
         Failure::Crash => "the worker crashed",
         Failure::OutOfMemory => "out of memory",
+        Failure::Fault => "the device failed",
         Failure::Timeout => "timed out",
         Failure::Cancelled => "stopped",
         Failure::Input => "an input file is missing or changed",

@@ -4,6 +4,9 @@
 //! happens, and asks whether to stop. It knows nothing of keys, caches, retries, paths of the store
 //! or other steps.
 
+mod background;
+mod errors;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +18,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::errors::{Cancelled, DeviceFault, Diverged, OutOfDeviceMemory};
+
+use self::background::Background;
 use crate::tensors::Tensors;
 
 /// A kind of work. One file, one implementation, one line in the registry.
@@ -27,6 +33,10 @@ pub trait Stage: 'static {
     const DOC: &'static str;
     /// How many cpu slots a step takes unless it says otherwise.
     const CPU: Cpu = Cpu::One;
+    /// Whether it can compute on a GPU. Such a stage has a parameter `device: auto | cpu | cuda`,
+    /// which the plan resolves, so that `run` sees `cpu` or `cuda`; with `cuda` the step takes a GPU
+    /// and one cpu slot unless it says otherwise.
+    const GPU: bool = false;
     /// Serde struct with `deny_unknown_fields`; its doc comments are the user's reference.
     type Params: Serialize + DeserializeOwned + JsonSchema;
 
@@ -193,30 +203,6 @@ pub struct Checkpoint {
     pub dir: PathBuf,
 }
 
-/// The error of a stage that stopped because it was asked to.
-#[derive(Debug)]
-pub struct Cancelled;
-
-impl std::fmt::Display for Cancelled {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("cancelled")
-    }
-}
-
-impl std::error::Error for Cancelled {}
-
-/// The error of a stage whose numbers are no numbers any more; such a step is never retried.
-#[derive(Debug)]
-pub struct Diverged(pub String);
-
-impl std::fmt::Display for Diverged {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Diverged {}
-
 /// Everything a running stage can reach.
 pub struct Context {
     pub(crate) inputs: BTreeMap<String, Vec<Input>>,
@@ -227,6 +213,7 @@ pub struct Context {
     pub(crate) reporter: Box<dyn Reporter>,
     pub(crate) cancel: Arc<AtomicBool>,
     pub(crate) resume: Option<Checkpoint>,
+    pub(crate) background: Background,
     pub(crate) secrets: Vec<String>,
 }
 
@@ -357,7 +344,8 @@ impl Context {
         self.cancel.clone()
     }
 
-    /// The newest sealed checkpoint of this step's key, if any attempt left one.
+    /// The newest sealed checkpoint of this step's key, if any attempt left one. One that is being
+    /// written in the background does not count yet.
     pub fn checkpoint_latest(&self) -> Option<&Checkpoint> {
         self.resume.as_ref()
     }
@@ -369,8 +357,29 @@ impl Context {
         position: u64,
         write: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
+        self.checkpoint_wait()?;
         let dir = cache::checkpoint::save(&self.dir.join("checkpoints"), position, write)?;
         self.resume = Some(Checkpoint { position, dir });
+        Ok(())
+    }
+
+    /// The same on another thread: it returns once the checkpoint before is sealed, and the stage
+    /// goes on while `write`, which owns what it writes, does its work. What goes wrong there is
+    /// told by the next call or at the end of the step, which waits for it.
+    pub fn checkpoint_save_in_background(
+        &mut self,
+        position: u64,
+        write: impl FnOnce(&Path) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        self.checkpoint_wait()?;
+        self.background.start(self.dir.join("checkpoints"), position, write)
+    }
+
+    /// Waits for the checkpoint that is being written in the background, if one is.
+    pub fn checkpoint_wait(&mut self) -> Result<()> {
+        if let Some(sealed) = self.background.wait()? {
+            self.resume = Some(sealed);
+        }
         Ok(())
     }
 
@@ -406,6 +415,7 @@ impl Context {
             cancel: Arc::default(),
             resume: cache::checkpoint::latest([dir.join("checkpoints")])
                 .map(|(position, dir)| Checkpoint { position, dir }),
+            background: Background::default(),
             secrets: Vec::new(),
         }
     }
@@ -438,6 +448,8 @@ pub struct Entry {
     pub doc: &'static str,
     /// [`Stage::CPU`].
     pub cpu: Cpu,
+    /// [`Stage::GPU`].
+    pub gpu: bool,
     /// [`Stage::ports`].
     pub ports: fn() -> Ports,
     /// JSON Schema of the parameters.
@@ -465,6 +477,7 @@ impl Entry {
             version: S::VERSION,
             doc: S::DOC,
             cpu: S::CPU,
+            gpu: S::GPU,
             ports: S::ports,
             schema: || schemars::schema_for!(S::Params).to_value(),
             resolve: |value| {
