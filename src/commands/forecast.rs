@@ -2,7 +2,7 @@
 
 use engine::forecast::{Forecast, Reason};
 use engine::key::{Difference, InputId};
-use engine::plan::{Place, Plan, Source};
+use engine::plan::{Place, Plan, Source, Step};
 use serde_json::{Value, json};
 
 use crate::out::clean;
@@ -34,6 +34,18 @@ pub fn fetches(names: &[String]) -> String {
     format!("{} will be fetched", names.join(", "))
 }
 
+/// `cuda, 1 GPU`: where a step computes, if that is anything to tell.
+pub fn device(step: &Step) -> Option<String> {
+    let gpus = match step.resources.gpu {
+        0 => None,
+        1 => Some("1 GPU".to_string()),
+        n => Some(format!("{n} GPUs")),
+    };
+    let device = step.params.get("device").and_then(Value::as_str).map(str::to_string);
+    let parts: Vec<String> = device.into_iter().chain(gpus).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
 /// A difference, with the place of what changed.
 pub fn difference(plan: &Plan, step: usize, difference: &Difference) -> String {
     match difference {
@@ -44,7 +56,10 @@ pub fn difference(plan: &Plan, step: usize, difference: &Difference) -> String {
                 .origins
                 .iter()
                 .find(|(key, _)| name == *key || name.starts_with(&format!("{key}.")));
-            let place = origin.map_or("by default".into(), |(_, place)| at(place));
+            let place = match &plan.steps[step].auto {
+                Some(why) if name == "device" => format!("auto: {why}"),
+                _ => origin.map_or("by default".into(), |(_, place)| at(place)),
+            };
             clean(&format!("parameter `{name}`: {} → {} ({place})", value(old), value(new)))
         }
         Difference::Input { port, old, new } => input(plan, step, port, old, new),
@@ -106,6 +121,16 @@ fn input(plan: &Plan, step: usize, port: &str, old: &[InputId], new: &[InputId])
 pub fn to_json(plan: &Plan, step: usize, forecast: &Forecast) -> Value {
     let (state, text) = state(plan, forecast);
     let mut object = json!({ "step": plan.steps[step].name, "state": state });
+    let planned = &plan.steps[step];
+    if let Some(device) = planned.params.get("device").filter(|device| device.is_string()) {
+        object["device"] = device.clone();
+    }
+    if let Some(why) = &planned.auto {
+        object["device_auto"] = json!(why);
+    }
+    if planned.resources.gpu > 0 {
+        object["gpus"] = json!(planned.resources.gpu);
+    }
     match forecast {
         Forecast::Cached { entry } => object["key"] = json!(entry.key),
         Forecast::Runs { key, reason } => {

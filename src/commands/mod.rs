@@ -6,6 +6,7 @@ mod check;
 mod export;
 mod forecast;
 mod generate;
+mod gpus;
 mod log;
 mod model_of;
 mod plan;
@@ -77,7 +78,7 @@ fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
         params_files: settings.params.clone(),
         sets: settings.sets.clone(),
         cwd: std::env::current_dir().context("the current directory is gone")?,
-        gpus: 0,
+        gpus: gpus::gpus().clone(),
     };
     let loaded = match file {
         Some(file) => spec::load(file, &options, &REGISTRY),

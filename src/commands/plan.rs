@@ -6,7 +6,7 @@ use anyhow::Result;
 use engine::forecast::{self, Forecast, Reason};
 use serde_json::Value;
 
-use super::forecast::{difference, state, to_json};
+use super::forecast::{device, difference, state, to_json};
 use crate::cli::Plan;
 use crate::out::{self, Paint, clean};
 
@@ -36,7 +36,9 @@ pub fn plan(args: Plan) -> Result<ExitCode> {
         };
         counts[at] += 1;
         let name = clean(&plan.steps[step].name);
-        out::line(format!("{painted}  {name:<width$}  {}", clean(&text)).trim_end());
+        let line = format!("{painted}  {name:<width$}  {}", clean(&text));
+        let device = device(&plan.steps[step]).map(|device| paint.dim(&format!(" ({device})")));
+        out::line(format!("{}{}", line.trim_end(), device.unwrap_or_default()));
         if let Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } = &found[&step] {
             for one in differences {
                 out::line(format!("        {}", paint.dim(&difference(plan, step, one))));

@@ -51,10 +51,16 @@ fn head(plan: &engine::plan::Plan, step: &Step, forecast: &Forecast) {
     if !text.is_empty() {
         out::line(format!("  {}", clean(&text)));
     }
-    let place = |name: &String| match step.origins.get(name) {
-        Some(place) if place.line > 0 => format!("{}:{}:{}", place.file, place.line, place.column),
-        Some(place) => place.file.clone(),
-        None => "by default".into(),
+    if let Some(device) = super::forecast::device(step) {
+        out::line(format!("{} {device}", paint.bold("on")));
+    }
+    let place = |name: &String| match (step.origins.get(name), &step.auto) {
+        (_, Some(why)) if name == "device" => format!("auto: {why}"),
+        (Some(place), _) if place.line > 0 => {
+            format!("{}:{}:{}", place.file, place.line, place.column)
+        }
+        (Some(place), _) => place.file.clone(),
+        (None, _) => "by default".into(),
     };
     if let Some(params) = step.params.as_object().filter(|params| !params.is_empty()) {
         out::line(paint.bold("parameters"));

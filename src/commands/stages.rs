@@ -33,10 +33,11 @@ pub fn stages(args: Stages) -> Result<ExitCode> {
 
 fn describe(entry: &Entry, full: bool) {
     let paint = Paint::stdout();
+    let gpu = if entry.gpu { ", CPU or GPU" } else { "" };
     out::line(format!(
         "{} {}",
         paint.bold(entry.name),
-        paint.dim(&format!("(version {})", entry.version))
+        paint.dim(&format!("(version {}{gpu})", entry.version))
     ));
     out::line(format!("  {}", entry.doc));
     let ports = (entry.ports)();
@@ -82,6 +83,7 @@ fn to_json(entry: &Entry) -> Value {
     json!({
         "name": entry.name,
         "version": entry.version,
+        "gpu": entry.gpu,
         "doc": entry.doc,
         "inputs": ports.inputs.iter().map(input).collect::<Vec<_>>(),
         "outputs": ports.outputs.iter().map(output).collect::<Vec<_>>(),

@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod foreign;
 pub mod formats;
 pub mod generate;
+pub mod gpu;
 pub mod models;
 pub mod ops;
 pub mod orient;

@@ -12,6 +12,7 @@ use super::matrix::Matrix;
 use super::order::order;
 use super::{Plan, Source, Step, inputs, outputs, step};
 use crate::diagnostic::suggest;
+use crate::gpu::Gpus;
 use crate::spec::layers::{Spec, StepSpec};
 use crate::spec::scope::Scope;
 use crate::spec::source::{Problem, Problems, Sources};
@@ -29,7 +30,7 @@ pub struct World<'a> {
     /// Where outputs go.
     pub cwd: &'a Path,
     /// GPUs of the executor.
-    pub gpus: u32,
+    pub gpus: &'a Gpus,
     /// In declared order.
     pub groups: Vec<Group<'a>>,
     /// Position in `groups`.
@@ -71,7 +72,7 @@ pub fn build(
     file: &Path,
     spec: &Spec,
     params: &Node,
-    place: (&Path, u32),
+    place: (&Path, &Gpus),
     registry: &Registry,
     sources: &Sources,
     problems: &mut Problems,

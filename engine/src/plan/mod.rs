@@ -6,6 +6,7 @@
 
 pub(crate) mod build;
 mod command;
+mod device;
 pub(crate) mod inputs;
 mod matrix;
 mod order;
@@ -66,6 +67,9 @@ pub struct Step {
     pub place: Place,
     /// Where each parameter got its value (`lr`, `layers`, `run`); absent means by default.
     pub origins: BTreeMap<String, Place>,
+    /// Why `device: auto` became what `params` say, if it was that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto: Option<String>,
 }
 
 /// A place in a file, or on the command line.
@@ -128,7 +132,7 @@ pub struct Resources {
     pub gpu: u32,
     /// Bytes of memory.
     pub memory: u64,
-    /// Bytes of GPU memory.
+    /// Bytes of memory on each GPU.
     pub vram: u64,
 }
 

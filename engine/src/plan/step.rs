@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
 use super::build::{Group, World, selected};
 use super::reference::parse;
-use super::{Place, Port, Resources, Step, command, inputs};
+use super::{Place, Port, Resources, Step, command, device, inputs};
 use crate::diagnostic::suggest;
 use crate::spec::layers::{StepSpec, is_name};
 use crate::spec::scope::Scope;
@@ -213,7 +213,6 @@ fn told(world: &World<'_>, group: &Group<'_>, scope: &Scope<'_>, problems: &mut 
     if let Some(params) = checked {
         told.params = resolve(entry, params, &filled, span, problems);
     }
-    device(world, group, &mut told.params);
     told
 }
 
@@ -247,14 +246,6 @@ pub fn resolve(
     }
 }
 
-/// `device: auto` is what the executor has.
-fn device(world: &World<'_>, group: &Group<'_>, params: &mut Json) {
-    let Some(device) = params.get_mut("device").filter(|device| **device == "auto") else { return };
-    let resources = group.spec.get("resources").and_then(|resources| resources.get("gpu"));
-    let none = resources.and_then(Node::text) == Some("0");
-    *device = json!(if world.gpus > 0 && !none { "cuda" } else { "cpu" });
-}
-
 /// The step itself.
 fn common(
     world: &World<'_>,
@@ -262,15 +253,12 @@ fn common(
     row: usize,
     scope: &Scope<'_>,
     inputs: Vec<Port>,
-    told: Told,
+    mut told: Told,
     problems: &mut Problems,
 ) -> Step {
     let spec = group.spec;
     let mut resources = resources(spec, scope, problems);
-    let gpu_said = spec.get("resources").is_some_and(|r| r.get("gpu").is_some());
-    if !gpu_said && told.params.get("device").is_some_and(|device| device == "cuda") {
-        resources.gpu = 1;
-    }
+    let auto = device::settle(world, group, &mut told.params, &mut resources, problems);
     let coords =
         scope.matrix.iter().map(|(axis, node)| (axis.clone(), value::json(node))).collect();
     Step {
@@ -300,6 +288,7 @@ fn common(
         secrets: command::secrets(spec, problems),
         place: world.sources.place(spec.name.span),
         origins: told.origins,
+        auto,
     }
 }
 

@@ -107,6 +107,7 @@ impl Made {
             secrets: Vec::new(),
             place: place.clone(),
             origins: [("lr".to_string(), place)].into(),
+            auto: None,
         });
         self.past.plan.steps.len() - 1
     }

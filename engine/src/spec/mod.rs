@@ -24,6 +24,7 @@ use self::files::Files;
 use self::layers::{Spec, argument};
 use self::source::{Problem, Problems, Sources};
 use crate::diagnostic::Diagnostics;
+use crate::gpu::Gpus;
 use crate::plan::{Plan, build};
 use crate::stage::Registry;
 
@@ -41,7 +42,7 @@ pub struct Options {
     /// The current directory, absolute: relative paths of the command line and of `outputs` start here.
     pub cwd: PathBuf,
     /// GPUs that the executor offers; `device: auto` is `cuda` if there are any.
-    pub gpus: u32,
+    pub gpus: Gpus,
 }
 
 /// A checked pipeline and what it was made from.
@@ -108,7 +109,7 @@ fn finish(
         problems.push(problem.hint("write `steps: { NAME: { stage: … } }`"));
     }
     let params = params::fill(&spec.params, &mut problems);
-    let place = (options.cwd.as_path(), options.gpus);
+    let place = (options.cwd.as_path(), &options.gpus);
     let plan = build::build(file, &spec, &params, place, registry, &sources, &mut problems);
     match plan {
         Some(plan) if problems.len() == 0 => {

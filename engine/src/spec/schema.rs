@@ -108,10 +108,10 @@ fn fields() -> Value {
                 "cpu": { "type": ["integer", "string"], "description": "Cpu slots." },
                 "gpu": { "type": ["integer", "string"], "description": "Whole GPUs." },
                 "memory": { "type": ["integer", "string"], "description": "`8GiB`, or bytes." },
-                "vram": { "type": ["integer", "string"], "description": "GPU memory: `8GiB`, or bytes." }
+                "vram": { "type": ["integer", "string"], "description": "Free memory on each GPU: `8GiB`, or bytes." }
             }
         },
-        "retries": { "type": ["integer", "string"], "description": "How often to try again after a crash, a time-out or a lost worker." },
+        "retries": { "type": ["integer", "string"], "description": "How often to try again after a crash, a failing GPU, too little memory or a time-out." },
         "timeout": { "type": ["number", "string"], "description": "`90` seconds, `10m`, `2h`." },
         "after": { "type": ["string", "array"], "items": { "type": "string" }, "description": "Steps that must be done first though nothing flows." },
         "cache": { "type": ["boolean", "string"], "description": "`false`: always run." },

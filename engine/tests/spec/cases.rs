@@ -4,7 +4,9 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
+use engine::gpu::{Gpu, Gpus};
 use engine::spec::Options;
 
 use crate::toys::{check, options};
@@ -22,6 +24,11 @@ fn bad_pipelines_are_told_what_is_wrong() {
 #[test]
 fn overrides_lie_over_one_another() {
     run("layers.md");
+}
+
+#[test]
+fn devices_are_what_the_executor_offers() {
+    run("devices.md");
 }
 
 fn run(file: &str) {
@@ -64,9 +71,22 @@ fn parse(flags: &str) -> Options {
         match line.split_once(' ') {
             Some(("--set", text)) => options.sets.push(text.into()),
             Some(("--profile", name)) => options.profiles.push(name.into()),
-            Some(("--gpus", count)) => options.gpus = count.parse().expect("a number"),
+            Some(("--gpus", sizes)) => options.gpus = gpus(sizes),
             _ => panic!("unknown option {line}"),
         }
     }
     options
+}
+
+/// GPUs of so many GiB.
+fn gpus(sizes: &str) -> Gpus {
+    let gpu = |(index, gib): (u32, &str)| Gpu {
+        uuid: format!("GPU-{index}"),
+        index,
+        name: "Fake".into(),
+        capability: (9, 0),
+        memory: gib.parse::<u64>().expect("a number") << 30,
+        free: Arc::new(|| None),
+    };
+    Gpus { list: (0..).zip(sizes.split(',')).map(gpu).collect(), without: String::new() }
 }

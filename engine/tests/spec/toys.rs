@@ -84,6 +84,7 @@ macro_rules! toy {
             const NAME: &'static str = $name;
             const VERSION: u32 = 1;
             const DOC: &'static str = "a toy";
+            const GPU: bool = true;
             type Params = $params;
             fn ports() -> Ports {
                 const PORTS: Ports = $ports;

@@ -1,0 +1,5 @@
+//! NVIDIA GPUs.
+
+mod offered;
+
+pub use offered::{CAPABILITY, offered};
