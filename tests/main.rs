@@ -6,6 +6,7 @@ mod export;
 mod families;
 mod flow;
 mod generate;
+mod gpus;
 mod hub;
 #[path = "../engine/tests/hub/server.rs"]
 mod hub_server;

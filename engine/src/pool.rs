@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache::Cache;
+use rustix::process::Signal;
 
 use crate::descendants;
 use crate::stage::Registry;
@@ -32,8 +33,21 @@ pub enum Launcher {
     Threads(Registry),
 }
 
-/// What distinguishes warm workers: number of threads and the GPUs they were started with.
-pub type Kind = (usize, Vec<String>);
+/// What distinguishes warm workers. One that has GPUs is the only one on them: what it holds there
+/// is worth more than its number of threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Without GPUs, for so many threads.
+    Cpu(usize),
+    /// Started with these GPUs, by UUID.
+    Gpus(Vec<String>),
+}
+
+impl Kind {
+    fn has(&self, uuid: &str) -> bool {
+        matches!(self, Kind::Gpus(uuids) if uuids.iter().any(|other| other == uuid))
+    }
+}
 
 /// A message from a worker, or `None` once it is gone.
 pub struct Message {
@@ -84,7 +98,22 @@ impl Pool {
         if let Some(at) = self.idle.iter().position(|id| self.workers[id].kind == *kind) {
             return Ok(self.idle.swap_remove(at));
         }
+        if let Kind::Gpus(uuids) = kind {
+            for uuid in uuids {
+                self.evict(uuid);
+            }
+        }
         self.spawn(kind, log)
+    }
+
+    /// Ends the idle worker that has the GPU, so that what it holds there is free. Tells whether
+    /// there was one.
+    pub fn evict(&mut self, uuid: &str) -> bool {
+        let Some(&id) = self.idle.iter().find(|id| self.workers[id].kind.has(uuid)) else {
+            return false;
+        };
+        self.throw_away(id, false);
+        true
     }
 
     fn spawn(&mut self, kind: &Kind, log: &Path) -> io::Result<u64> {
@@ -96,8 +125,8 @@ impl Pool {
                 command.args(args).arg(&self.store);
                 command.stdin(Stdio::from(OwnedFd::from(theirs)));
                 command.stdout(log.try_clone()?).stderr(log);
-                if !kind.1.is_empty() {
-                    command.env("CUDA_VISIBLE_DEVICES", kind.1.join(","));
+                if let Kind::Gpus(uuids) = kind {
+                    command.env("CUDA_VISIBLE_DEVICES", uuids.join(","));
                 }
                 // A Ctrl-C in the terminal goes to the leader alone, which then asks nicely.
                 command.process_group(0);
@@ -145,21 +174,21 @@ impl Pool {
         }
     }
 
-    /// Ends a worker and everything below it. Of one that is `gone` by itself, tells whether it was
-    /// killed by SIGKILL, as the kernel does when memory runs out.
-    pub fn throw_away(&mut self, worker: u64, gone: bool) -> bool {
+    /// Ends a worker and everything below it. Of one that is `gone` by itself, tells the signal that
+    /// ended it, if one did.
+    pub fn throw_away(&mut self, worker: u64, gone: bool) -> Option<Signal> {
         self.idle.retain(|id| *id != worker);
-        let Some(mut worker) = self.workers.remove(&worker) else { return false };
+        let mut worker = self.workers.remove(&worker)?;
         let _ = worker.stream.shutdown(std::net::Shutdown::Both);
-        let Some(child) = &mut worker.child else { return false };
+        let child = worker.child.as_mut()?;
         if !gone {
             let _ = child.kill();
         }
         // The socket closes a moment before the process is a zombie.
-        let mut killed = false;
+        let mut signal = None;
         for _ in 0..500 {
             if let Ok(Some(status)) = child.try_wait() {
-                killed = gone && ExitStatusExt::signal(&status) == Some(9);
+                signal = ExitStatusExt::signal(&status).filter(|_| gone);
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -168,7 +197,7 @@ impl Pool {
         let _ = child.wait();
         // What it leaves behind becomes our child (we are a subreaper) and ends here.
         descendants::kill_all(&self.children());
-        killed
+        signal.and_then(Signal::from_named_raw)
     }
 
     fn children(&self) -> Vec<u32> {

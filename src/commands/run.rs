@@ -90,6 +90,7 @@ fn exit_code(summary: &Summary) -> ExitCode {
 fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
     let mut options = Options { keep_going: args.keep_going, ..Options::default() };
     options.jobs = args.jobs.unwrap_or(options.jobs);
+    options.gpus = super::gpus::gpus().list.clone();
     for name in &args.until {
         options.until.extend(super::select(loaded, name)?);
     }

@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use cache::{Claimed, Digest, Key, Kind, Output};
 
-use super::{Executor, Running};
+use super::{Blocked, Executor, Running};
 use crate::event::{Event, Failure};
 use crate::lookup::{self, Artifact, Inputs};
+use crate::pool;
 use crate::wire::{Frozen, FrozenInput, Order};
 use crate::worker::LOG;
 
@@ -20,7 +21,9 @@ impl Executor<'_> {
         let claim = if self.plan.steps[step].cache {
             match self.cache.claim(&key, &self.who(step)) {
                 Ok(Claimed::Mine(claim)) => Some(claim),
-                Ok(Claimed::Busy(holder)) => return self.block(at, &holder.who),
+                Ok(Claimed::Busy(holder)) => {
+                    return self.block(at, Blocked::Claim(Instant::now()), &holder.who);
+                }
                 Err(error) => return self.refuse(at, format!("cannot claim the step: {error}")),
             }
         } else {
@@ -41,7 +44,10 @@ impl Executor<'_> {
         if !lost.is_empty() {
             return self.rewind(at, &lost);
         }
-        if let Err(message) = self.start(at, key, claim, inputs) {
+        // While it waits for a GPU, another process may do the work: the claim ends here.
+        let Some(gpus) = self.take_gpus(at) else { return };
+        if let Err(message) = self.start(at, key, claim, inputs, gpus.clone()) {
+            self.desk.give_back(&gpus);
             self.refuse(at, message);
         }
     }
@@ -55,9 +61,9 @@ impl Executor<'_> {
         )
     }
 
-    fn block(&mut self, at: usize, holder: &str) {
+    pub(super) fn block(&mut self, at: usize, blocked: Blocked, holder: &str) {
         self.schedule.blocked(at);
-        if self.blocked.insert(at, Instant::now()).is_none() && self.waiting.insert(at) {
+        if self.blocked.insert(at, blocked).is_none() && self.waiting.insert(at) {
             self.emit(Event::Waiting { step: self.steps[at], holder: holder.into() });
         }
     }
@@ -120,6 +126,7 @@ impl Executor<'_> {
         key: Key,
         claim: Option<cache::Claim>,
         mut inputs: Vec<(String, Vec<Artifact>)>,
+        gpus: Vec<String>,
     ) -> Result<(), String> {
         let step = self.steps[at];
         let cannot = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what}: {e}");
@@ -130,10 +137,12 @@ impl Executor<'_> {
         let attempt = self.cache.attempt(&key).map_err(|e| cannot("make an attempt", &e))?;
         let dir = attempt.dir.clone();
         lay_out(&mut inputs, &dir).map_err(|e| cannot("lay out what is from a hub", &e))?;
-        let wanted = self.plan.steps[step].resources.gpu.min(self.free_gpus.len() as u32) as usize;
-        let gpus: Vec<String> = self.free_gpus.drain(..wanted).collect();
         let threads = super::slots(self.plan, step, self.registry, self.options).cpu as usize;
-        let worker = self.pool.take(&(threads, gpus.clone()), &dir.join(LOG));
+        let kind = match gpus.is_empty() {
+            true => pool::Kind::Cpu(threads),
+            false => pool::Kind::Gpus(gpus.clone()),
+        };
+        let worker = self.pool.take(&kind, &dir.join(LOG));
         let worker = worker.map_err(|e| cannot("start a worker", &e))?;
         let resumed = self.cache.checkpoint_latest(&key).map(|(position, _)| position);
         let order = self.order(step, key, threads, inputs, &dir);

@@ -1,10 +1,11 @@
 //! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
 //!
 //! `fetch.rs` brings what steps want of a hub, `launch.rs` brings a granted step to a worker,
-//! `settle.rs` takes what came back. Everything
-//! observable leaves as an [`Event`] through one function, in the order in which it happened.
+//! `gpus.rs` finds GPUs for it, `settle.rs` takes what came back. Everything observable leaves as an
+//! [`Event`] through one function, in the order in which it happened.
 
 mod fetch;
+mod gpus;
 mod launch;
 mod options;
 mod settle;
@@ -22,6 +23,7 @@ use cache::{Attempt, Cache, Claim, Committer, Key, Output, Published};
 pub use options::Options;
 
 use crate::event::{Event, Failure, Summary};
+use crate::gpu::desk::Desk;
 use crate::hub;
 use crate::inputs::UserFile;
 use crate::key::PreImage;
@@ -34,6 +36,8 @@ use crate::wire::{Answer, Order};
 
 /// How often time-outs, foreign claims and the user's Ctrl-C are looked at.
 const TICK: Duration = Duration::from_millis(40);
+/// How often each of the foreign claims and GPUs is.
+const POLL: Duration = Duration::from_millis(150);
 
 /// What is known of each step after a run.
 #[derive(Clone, Debug, Default)]
@@ -99,6 +103,20 @@ struct Running {
     key: Key,
 }
 
+/// What a step waits for that another process has, and when that was (or is to be) looked at.
+enum Blocked {
+    Claim(Instant),
+    Gpus(Instant),
+}
+
+impl Blocked {
+    fn looked(&self) -> Instant {
+        match self {
+            Blocked::Claim(at) | Blocked::Gpus(at) => *at,
+        }
+    }
+}
+
 struct Executor<'a> {
     plan: &'a Plan,
     options: &'a Options,
@@ -119,10 +137,12 @@ struct Executor<'a> {
     rewound: Vec<bool>,
     running: HashMap<usize, Running>,
     by_worker: HashMap<u64, usize>,
-    blocked: HashMap<usize, Instant>,
+    blocked: HashMap<usize, Blocked>,
     waiting: HashSet<usize>,
     by_key: HashMap<Key, usize>,
-    free_gpus: Vec<String>,
+    desk: Desk,
+    /// Since when a step has had too little GPU memory.
+    short: HashMap<usize, Instant>,
     pool: Pool,
     committer: Committer,
     heard: Receiver<Heard>,
@@ -178,7 +198,8 @@ impl<'a> Executor<'a> {
             blocked: HashMap::new(),
             waiting: HashSet::new(),
             by_key: HashMap::new(),
-            free_gpus: options.gpus.clone(),
+            desk: Desk::new(&options.gpus, &options.gpu_locks),
+            short: HashMap::new(),
             pool: Pool::new(
                 setting.launcher,
                 setting.cache,
@@ -309,6 +330,7 @@ impl<'a> Executor<'a> {
         }
         self.end_overdue();
         self.poll_blocked();
+        self.release_gpus();
     }
 
     /// The first Ctrl-C lets running steps save a checkpoint; the second ends them.
@@ -335,20 +357,22 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Looks again at steps whose key another process is working on.
+    /// Looks again at steps whose key another process is working on, or whose GPUs others use.
     fn poll_blocked(&mut self) {
-        let due = |(_, since): &(&usize, &Instant)| since.elapsed() > Duration::from_millis(150);
+        let due = |(_, blocked): &(&usize, &Blocked)| blocked.looked().elapsed() > POLL;
         let due: Vec<usize> = self.blocked.iter().filter(due).map(|(&at, _)| at).collect();
         for at in due {
-            let key = self.settled[self.steps[at]].key.expect("a blocked step has a key");
-            match self.cache.claim(&key, "poll") {
-                Ok(cache::Claimed::Busy(_)) => drop(self.blocked.insert(at, Instant::now())),
-                Ok(cache::Claimed::Mine(_)) | Err(_) => {
-                    self.blocked.remove(&at);
-                    if self.schedule.state(at) == State::Blocked {
-                        self.schedule.released(at);
-                    }
+            if let Some(Blocked::Claim(_)) = self.blocked.get(&at) {
+                let key = self.settled[self.steps[at]].key.expect("a blocked step has a key");
+                if let Ok(cache::Claimed::Busy(_)) = self.cache.claim(&key, "poll") {
+                    self.blocked.insert(at, Blocked::Claim(Instant::now()));
+                    continue;
                 }
+            }
+            // Whether GPUs are free is seen when the step is launched.
+            self.blocked.remove(&at);
+            if self.schedule.state(at) == State::Blocked {
+                self.schedule.released(at);
             }
         }
     }
@@ -381,11 +405,11 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// What a step takes: its own `resources`, else the stage's default.
+/// What a step takes: its own `resources`, else the stage's default; beside a GPU one cpu will do.
 fn slots(plan: &Plan, step: usize, registry: Registry, options: &Options) -> Slots {
     let step = &plan.steps[step];
     let default = match registry.get(&step.stage).map(|stage| stage.cpu) {
-        Some(Cpu::All) => options.jobs,
+        Some(Cpu::All) if step.resources.gpu == 0 => options.jobs,
         _ => 1,
     };
     Slots {

@@ -1,7 +1,10 @@
 //! How to run a plan: slots, selection, forced steps.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
 
+use crate::gpu::{self, Gpu};
 use crate::lookup;
 use crate::plan::Plan;
 
@@ -10,8 +13,14 @@ use crate::plan::Plan;
 pub struct Options {
     /// Cpu slots.
     pub jobs: u32,
-    /// GPUs of the pool, as CUDA_VISIBLE_DEVICES wants them.
-    pub gpus: Vec<String>,
+    /// GPUs of the pool.
+    pub gpus: Vec<Gpu>,
+    /// Directory of the GPUs' locks; all processes of a machine must agree on it.
+    pub gpu_locks: PathBuf,
+    /// How long a step waits where other processes leave too little GPU memory.
+    pub gpu_patience: Duration,
+    /// How long a worker without a step keeps its GPU from other runs.
+    pub gpu_warm: Duration,
     /// Bytes of memory to hand out.
     pub memory: u64,
     /// Go on with what does not depend on a failure.
@@ -31,6 +40,9 @@ impl Default for Options {
         Options {
             jobs: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
             gpus: Vec::new(),
+            gpu_locks: gpu::lock::place(),
+            gpu_patience: Duration::from_secs(30),
+            gpu_warm: Duration::from_secs(5),
             memory: u64::MAX,
             keep_going: false,
             until: Vec::new(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cache::{Digest, Entry, Key, Output, Publication, Published};
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::Executor;
@@ -30,7 +31,7 @@ impl Executor<'_> {
         let running = self.running.remove(&at).expect("it was running");
         self.by_worker.remove(&running.worker);
         self.pool.give_back(running.worker);
-        self.free_gpus.extend(running.gpus);
+        self.desk.give_back(&running.gpus);
         let seconds = running.started.elapsed().as_secs_f64();
         let rekeyed = self.settled[step].outputs.as_ref().is_some_and(|old| *old != outputs);
         self.settled[step].outputs = Some(outputs.clone());
@@ -109,16 +110,17 @@ impl Executor<'_> {
     /// The worker is gone, or is to go.
     pub(super) fn lost(&mut self, at: usize, failure: Failure) {
         let Some(running) = self.running.get(&at) else { return };
-        let killed = self.pool.throw_away(running.worker, failure == Failure::Crash);
+        let signal = self.pool.throw_away(running.worker, failure == Failure::Crash);
         let limit = self.plan.steps[self.steps[at]].timeout_s.unwrap_or_default();
         let (failure, message) = match failure {
             Failure::Timeout => (failure, format!("it ran longer than its timeout of {limit} s")),
             Failure::Cancelled => (failure, "stopped".into()),
-            _ if killed => (
+            // As the kernel does when memory runs out.
+            _ if signal == Some(Signal::KILL) => (
                 Failure::OutOfMemory,
                 "the worker was killed (SIGKILL): out of memory, or by hand".into(),
             ),
-            _ => (failure, "the worker ended without an answer".into()),
+            _ => (failure, crashed(signal)),
         };
         self.attempt_failed(at, failure, message);
     }
@@ -128,7 +130,7 @@ impl Executor<'_> {
         let step = self.steps[at];
         let running = self.running.remove(&at).expect("it was running");
         self.by_worker.remove(&running.worker);
-        self.free_gpus.extend(running.gpus);
+        self.desk.give_back(&running.gpus);
         let log = tail(&running.attempt.dir.join(LOG));
         let stopped = failure == Failure::Cancelled || self.stopping > 0;
         let retry =
@@ -169,6 +171,19 @@ impl Executor<'_> {
             self.emit(Event::Durable { step });
         }
     }
+}
+
+/// What a worker's end without an answer may mean.
+fn crashed(signal: Option<Signal>) -> String {
+    let how = match signal {
+        Some(Signal::SEGV) => " (SIGSEGV: native code touched memory that is not its own)",
+        Some(Signal::BUS) => " (SIGBUS: a mapped file was cut off, or memory is gone)",
+        Some(Signal::ABORT) => " (SIGABRT: it gave up; the log says why)",
+        Some(Signal::ILL) => " (SIGILL: this processor lacks an instruction)",
+        Some(other) => return format!("the worker ended without an answer ({other:?})"),
+        None => "",
+    };
+    format!("the worker ended without an answer{how}")
 }
 
 /// The end of a log, for a message.

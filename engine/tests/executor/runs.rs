@@ -87,6 +87,30 @@ fn divergence_is_never_tried_again() {
 }
 
 #[test]
+fn a_failing_device_is_named_and_tried_again() {
+    let bench = Bench::new();
+    let yaml = "steps:
+  a: { stage: fault, retries: 1, with: { text: an illegal address } }
+  b: { stage: memory, retries: 1, with: { text: too little memory for the logits } }
+  c: { stage: concat, after: [], with: { text: c, ms: 20 } }
+  after_c: { stage: concat, in: { parts: c.text } }
+";
+    let ran = bench.run_with(yaml, |_, options| options.keep_going = true);
+    let mut told = ran.failures();
+    told.sort_by_key(|failure| failure.0);
+    let fault = "in update 3: the GPU failed in `ssd_scan`: an illegal address";
+    let memory = "too little memory for the logits";
+    let wanted = [
+        ("a", Failure::Fault, fault, true),
+        ("a", Failure::Fault, fault, false),
+        ("b", Failure::OutOfMemory, memory, true),
+        ("b", Failure::OutOfMemory, memory, false),
+    ];
+    assert_eq!(told, wanted);
+    assert_eq!((ran.summary.ran, ran.summary.failed), (2, 2));
+}
+
+#[test]
 fn an_output_that_was_not_made_is_an_error() {
     let bench = Bench::new();
     let ran = bench.run("steps:\n  a: { stage: lazy }\n");

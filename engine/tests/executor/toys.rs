@@ -8,11 +8,14 @@ use anyhow::{Result, bail};
 use cache::Cache;
 use engine::event::{Event, Summary};
 use engine::executor::{self, Options, Setting};
+use engine::gpu::{Gpu, Gpus};
 use engine::lookup;
 use engine::plan::Plan;
 use engine::pool::Launcher;
 use engine::spec;
-use engine::stage::{Context, Diverged, Entry, In, Out, Ports, Registry, Stage};
+use engine::stage::{
+    Context, Cpu, DeviceFault, Diverged, Entry, In, Out, OutOfDeviceMemory, Ports, Registry, Stage,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -80,6 +83,13 @@ toy!(Panic, "panic", TEXT, |params, _| panic!("{}", params.text));
 
 toy!(Diverge, "diverge", TEXT, |params, _| Err(Diverged(params.text.clone()).into()));
 
+toy!(Fault, "fault", TEXT, |params, _| {
+    let fault = DeviceFault { op: "ssd_scan".into(), message: params.text.clone() };
+    Err(anyhow::Error::from(fault).context("in update 3"))
+});
+
+toy!(Memory, "memory", TEXT, |params, _| { Err(OutOfDeviceMemory(params.text.clone()).into()) });
+
 toy!(Lazy, "lazy", TEXT, |_, _| Ok(()));
 
 // Never the same bytes twice.
@@ -96,6 +106,24 @@ toy!(Meddle, "meddle", TEXT, |params, ctx| {
     Ok(std::fs::write(ctx.output("text")?, text)?)
 });
 
+/// Says how many threads it may keep busy; by default all.
+struct Threads;
+
+impl Stage for Threads {
+    const NAME: &'static str = "threads";
+    const VERSION: u32 = 1;
+    const DOC: &'static str = "a toy";
+    const CPU: Cpu = Cpu::All;
+    type Params = Params;
+    fn ports() -> Ports {
+        Ports { inputs: PARTS, outputs: TEXT }
+    }
+    fn run(_: &Params, ctx: &mut Context) -> Result<()> {
+        let threads = ctx.threads().to_string();
+        Ok(std::fs::write(ctx.output("text")?, threads)?)
+    }
+}
+
 const LAYERS: &[Out] = &[Out::many("layer", "layer.txt", "one text a layer")];
 toy!(Layers, "layers", LAYERS, |params, ctx| {
     for &layer in &params.layers {
@@ -109,9 +137,12 @@ pub const REGISTRY: Registry = Registry(&[
     Entry::of::<Fail>(),
     Entry::of::<Panic>(),
     Entry::of::<Diverge>(),
+    Entry::of::<Fault>(),
+    Entry::of::<Memory>(),
     Entry::of::<Lazy>(),
     Entry::of::<Noise>(),
     Entry::of::<Meddle>(),
+    Entry::of::<Threads>(),
     Entry::of::<Layers>(),
 ]);
 
@@ -141,8 +172,14 @@ impl Bench {
     }
 
     pub fn plan(&self, yaml: &str) -> Plan {
+        self.plan_for(yaml, &[])
+    }
+
+    /// The plan for an executor that has these GPUs.
+    pub fn plan_for(&self, yaml: &str, gpus: &[Gpu]) -> Plan {
         let cwd = self.path().to_path_buf();
-        let options = spec::Options { cwd, ..spec::Options::default() };
+        let gpus = Gpus { list: gpus.to_vec(), without: "there is none".into() };
+        let options = spec::Options { cwd, gpus, ..spec::Options::default() };
         spec::load_text("p.yaml", yaml, &options, &REGISTRY).unwrap_or_else(|e| panic!("{e}")).plan
     }
 
@@ -198,6 +235,17 @@ impl Ran {
             Event::Skipped { step, .. } => Some(*step),
             _ => None,
         })
+    }
+
+    /// Whom steps waited for.
+    pub fn waited(&self) -> Vec<(&str, &str)> {
+        let waits = |e| match e {
+            &Event::Waiting { step, ref holder } => {
+                Some((self.plan.steps[step].name.as_str(), holder.as_str()))
+            }
+            _ => None,
+        };
+        self.events.iter().filter_map(waits).collect()
     }
 
     /// The failures: name, kind, message, whether it was tried again.
