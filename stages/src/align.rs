@@ -15,6 +15,7 @@ use crate::models::start::Start;
 use crate::models::transfer::{Sizes, student_config};
 use crate::models::{Block, Config, Part, Trained, block, file};
 use crate::ops::{Dims, distance};
+use crate::train::device::Device;
 use crate::train::layer::{self, Layer, Training, describe, start};
 use crate::train::learner::Learner;
 use crate::train::run::{Course, SHARDS, Split, Trainer, drive, each_shard, rounded};
@@ -80,6 +81,8 @@ pub struct Params {
     pub checkpoint_every: u64,
     /// Updates between points of the curve.
     pub metrics_every: u64,
+    /// Where to train.
+    pub device: Device,
 }
 
 impl Default for Params {
@@ -105,6 +108,7 @@ impl Default for Params {
             held_out: 16,
             checkpoint_every: 200,
             metrics_every: 20,
+            device: Device::Auto,
         }
     }
 }
@@ -114,9 +118,10 @@ pub struct Align;
 
 impl Stage for Align {
     const NAME: &'static str = "align";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DOC: &'static str = "Phase 2: trains each block's output towards the teacher's.";
     const CPU: Cpu = Cpu::All;
+    const GPU: bool = true;
     type Params = Params;
 
     fn ports() -> Ports {
@@ -144,6 +149,7 @@ impl Stage for Align {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+        params.device.require_cpu(Align::NAME)?;
         let mut source = Source::open(ctx, Want::Hidden, params.sequences, params.seed)?;
         let split = Split::of(source.sequences(), source.seq(), params.batch, params.held_out)?;
         let (config, layers) = layers(params, ctx, &source)?;

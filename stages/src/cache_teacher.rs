@@ -84,10 +84,11 @@ impl Default for Params {
 
 impl Stage for CacheTeacher {
     const NAME: &'static str = "cache_teacher";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 3;
     const DOC: &'static str =
         "Runs the teacher once and stores hidden states, attention and top logits by layer.";
     const CPU: Cpu = Cpu::All;
+    const GPU: bool = true;
     type Params = Params;
 
     fn ports() -> Ports {

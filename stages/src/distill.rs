@@ -17,6 +17,7 @@ use crate::models::{Keep, MixerKind, Model, Part, Pass, Trained};
 use crate::ops::Dims;
 use crate::ops::cross_entropy::{Soft, soft};
 use crate::ops::top_k;
+use crate::train::device::Device;
 use crate::train::layer::groups;
 use crate::train::learner::Learner;
 use crate::train::logits::{Targets, TopLogits};
@@ -67,6 +68,8 @@ pub struct Params {
     pub checkpoint_every: u64,
     /// Updates between points of the curve.
     pub metrics_every: u64,
+    /// Where to train.
+    pub device: Device,
 }
 
 impl Default for Params {
@@ -85,6 +88,7 @@ impl Default for Params {
             held_out: 16,
             checkpoint_every: 200,
             metrics_every: 20,
+            device: Device::Auto,
         }
     }
 }
@@ -94,9 +98,10 @@ pub struct Distill;
 
 impl Stage for Distill {
     const NAME: &'static str = "distill";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DOC: &'static str = "Phase 3: trains the whole student on the teacher's logits.";
     const CPU: Cpu = Cpu::All;
+    const GPU: bool = true;
     type Params = Params;
 
     fn ports() -> Ports {
@@ -119,6 +124,7 @@ impl Stage for Distill {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+        params.device.require_cpu(Distill::NAME)?;
         let (teacher, weights) =
             Model::load(&ctx.tensors("teacher")?).context("input `teacher`")?;
         let data = Data::open(ctx, teacher.config.vocab)?;

@@ -22,6 +22,7 @@ use crate::eval::score::{Agreement, Loss, hits};
 use crate::eval::tasks::encode::Encoder;
 use crate::eval::tasks::results::{Average, TaskResult};
 use crate::models::Model;
+use crate::train::device::Device;
 
 /// The stage.
 pub struct Evaluate;
@@ -48,6 +49,8 @@ pub struct Params {
     pub prefix_token: Option<String>,
     /// Made-up texts with a fact to find again.
     pub probes: Probes,
+    /// Where to compute.
+    pub device: Device,
 }
 
 /// Longest input that a model has positions for.
@@ -64,16 +67,18 @@ impl Default for Params {
             max_length: 2048,
             prefix_token: None,
             probes: Probes::default(),
+            device: Device::Auto,
         }
     }
 }
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DOC: &'static str = "Measures perplexity, recall and copying on held-out text, accuracy on \
          benchmarks, memory by probes, and, given a teacher, agreement and the distance of hidden states.";
     const CPU: Cpu = Cpu::All;
+    const GPU: bool = true;
     type Params = Params;
 
     fn ports() -> Ports {
@@ -119,6 +124,7 @@ impl Stage for Evaluate {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+        params.device.require_cpu(Evaluate::NAME)?;
         let (questions, text) = (ctx.has("tasks") || params.probes.any(), ctx.has("tokens"));
         ensure!(
             questions || text,

@@ -19,6 +19,7 @@ use crate::models::transfer::{Sizes, student_config};
 use crate::models::{Config, Mixer, Part, ssm};
 use crate::ops::Dims;
 use crate::ops::orient::{Sums, Teacher};
+use crate::train::device::Device;
 use crate::train::layer::{self, Layer, Training, start};
 use crate::train::learner::Learner;
 use crate::train::run::{Course, SHARDS, Split, Trainer, drive, each_shard, rounded};
@@ -65,6 +66,8 @@ pub struct Params {
     pub checkpoint_every: u64,
     /// Updates between points of the curve.
     pub metrics_every: u64,
+    /// Where to train.
+    pub device: Device,
 }
 
 impl Default for Params {
@@ -88,6 +91,7 @@ impl Default for Params {
             held_out: 16,
             checkpoint_every: 200,
             metrics_every: 20,
+            device: Device::Auto,
         }
     }
 }
@@ -97,10 +101,11 @@ pub struct Orient;
 
 impl Stage for Orient {
     const NAME: &'static str = "orient";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DOC: &'static str =
         "Phase 1: trains the mixing matrix of each layer towards the teacher's attention.";
     const CPU: Cpu = Cpu::All;
+    const GPU: bool = true;
     type Params = Params;
 
     fn ports() -> Ports {
@@ -121,6 +126,7 @@ impl Stage for Orient {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+        params.device.require_cpu(Orient::NAME)?;
         let source = Source::open(ctx, Want::Attention, params.sequences, params.seed)?;
         let split = Split::of(source.sequences(), source.seq(), params.batch, params.held_out)?;
         let sizes = Sizes { state: params.d_state, taps: params.d_conv, chunk: params.chunk };

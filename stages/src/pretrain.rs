@@ -106,9 +106,10 @@ const RECORD_EVERY: u64 = 20;
 
 impl Stage for Pretrain {
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DOC: &'static str = "Trains a small Llama-style Transformer on token shards.";
     const CPU: Cpu = Cpu::All;
+    const GPU: bool = true;
     type Params = Params;
 
     fn ports() -> Ports {

@@ -19,6 +19,7 @@ use crate::data::separator::separator;
 use crate::models::decode::Decoder;
 use crate::models::{Model, Params as Weights};
 use crate::ops::vector::{exp_sum, max};
+use crate::train::device::Device;
 use crate::train::philox::Philox;
 
 /// The stage.
@@ -38,11 +39,20 @@ pub struct Params {
     pub separator: Option<String>,
     /// Decides what is written.
     pub seed: u64,
+    /// Where to compute.
+    pub device: Device,
 }
 
 impl Default for Params {
     fn default() -> Params {
-        Params { tokens: 1_000_000, document: 256, temperature: 1.0, separator: None, seed: 17 }
+        Params {
+            tokens: 1_000_000,
+            document: 256,
+            temperature: 1.0,
+            separator: None,
+            seed: 17,
+            device: Device::Auto,
+        }
     }
 }
 
@@ -53,9 +63,10 @@ const ENDS: [&str; 4] = ["</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>"];
 
 impl Stage for SampleTeacher {
     const NAME: &'static str = "sample_teacher";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 3;
     const DOC: &'static str = "Lets a model write documents: text in its own distribution.";
     const CPU: Cpu = Cpu::All;
+    const GPU: bool = true;
     type Params = Params;
 
     fn ports() -> Ports {
@@ -81,6 +92,7 @@ impl Stage for SampleTeacher {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+        params.device.require_cpu(SampleTeacher::NAME)?;
         let (model, weights) = Model::load(&ctx.tensors("model")?).context("input `model`")?;
         let tokenizer = crate::tokenize::load(ctx.path("tokenizer")?)?;
         let (known, vocab) = (tokenizer.get_vocab_size(true), model.config.vocab);
