@@ -1,12 +1,33 @@
-//! The GPUs of this machine as the engine takes them: data, and a question for free memory.
+//! The GPUs of this machine that stages can compute on, as the engine wants to know them.
+//!
+//! Knows no pipeline. The build without CUDA has none, and says so.
 
-use engine::gpu::Gpus;
+use std::sync::Arc;
 
-/// Least compute capability: kernels need bf16 on tensor cores and asynchronous copies.
+use engine::gpu::{Gpu, Gpus};
+
+/// The least compute capability that the kernels are made for: bf16 on tensor cores and asynchronous
+/// copies (Ampere).
 pub const CAPABILITY: (u32, u32) = (8, 0);
 
-/// The GPUs that stages can compute on and CUDA_VISIBLE_DEVICES leaves (the driver reads it), or why
-/// there is none.
+/// The GPUs that stages of this build can use on this machine, or why there is none.
 pub fn offered() -> Gpus {
-    Gpus::none("this build has no CUDA")
+    match super::devices() {
+        Err(why) => Gpus::none(why),
+        Ok(list) => {
+            Gpus { without: String::new(), list: list.into_iter().map(described).collect() }
+        }
+    }
+}
+
+fn described(device: super::Device) -> Gpu {
+    let uuid = device.uuid.clone();
+    Gpu {
+        uuid: device.uuid,
+        index: device.index,
+        name: device.name,
+        capability: device.capability,
+        memory: device.memory,
+        free: Arc::new(move || super::free_memory(&uuid).ok()),
+    }
 }

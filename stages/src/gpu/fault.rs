@@ -1,0 +1,3 @@
+//! What goes wrong on a device: the engine's own errors.
+
+pub use engine::stage::{DeviceFault, OutOfDeviceMemory};
