@@ -100,6 +100,16 @@ pub struct Table {
 }
 
 impl Table {
+    /// Cosines, `[positions, pairs]`.
+    pub fn cos_lp(&self) -> &[f32] {
+        &self.cos_lp
+    }
+
+    /// Sines, likewise.
+    pub fn sin_lp(&self) -> &[f32] {
+        &self.sin_lp
+    }
+
     /// For positions `from..from + seq`.
     pub fn new(from: usize, seq: usize, rope: &Rope) -> Table {
         Table::with(from, seq, rope.dim, &rope.frequencies())
