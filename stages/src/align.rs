@@ -18,7 +18,7 @@ use crate::ops::{Dims, distance};
 use crate::train::device::Device;
 use crate::train::layer::{self, Layer, Training, describe, start};
 use crate::train::learner::Learner;
-use crate::train::run::{Course, SHARDS, Split, Trainer, drive, each_shard, rounded};
+use crate::train::run::{Course, Curve, SHARDS, Split, Trainer, drive, each_shard, rounded};
 use crate::train::schedule::Wsd;
 use crate::train::source::{Feed, Seen, Source, Want};
 
@@ -83,6 +83,9 @@ pub struct Params {
     pub metrics_every: u64,
     /// Where to train.
     pub device: Device,
+    /// Tokens that a GPU works on at a time (it adds gradients up over a batch); 0: by the size of the
+    /// model.
+    pub micro_batch: usize,
 }
 
 impl Default for Params {
@@ -109,6 +112,7 @@ impl Default for Params {
             checkpoint_every: 200,
             metrics_every: 20,
             device: Device::Auto,
+            micro_batch: 0,
         }
     }
 }
@@ -149,32 +153,79 @@ impl Stage for Align {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        params.device.require_cpu(Align::NAME)?;
         let mut source = Source::open(ctx, Want::Hidden, params.sequences, params.seed)?;
         let split = Split::of(source.sequences(), source.seq(), params.batch, params.held_out)?;
         let (config, layers) = layers(params, ctx, &source)?;
         source.only(layers.iter().map(|layer| layer.number));
+        #[cfg(any(feature = "cuda", feature = "emulate"))]
+        if params.device == Device::Cuda {
+            return on_gpu(params, ctx, source, (&config, layers), &split);
+        }
+        params.device.require_cpu(Align::NAME)?;
         let mut phase = Phase::new(params, source, &config, layers, &split, ctx.threads());
         let before = phase.held_out(&split);
-        let course = Course {
-            rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
-            sequences: split.train,
-            batch: split.batch,
-            seq: split.seq,
-            seed: params.seed,
-            checkpoint_every: params.checkpoint_every,
-            metrics_every: params.metrics_every,
-        };
-        let curve = drive(ctx, &course, &mut phase)?;
+        let curve = drive(ctx, &course(params, &split), &mut phase)?;
         let after = phase.held_out(&split);
-        for layer in &phase.layers {
-            let path = ctx.output_item("block", layer.number as u32)?;
-            layer.save(&path, &config, |_| true)?;
-        }
-        let last = phase.report(&before, &after);
-        std::fs::write(ctx.output("metrics")?, serde_json::to_vec_pretty(&curve.to_json(last))?)?;
-        Ok(())
+        finish(ctx, &config, &phase.layers, &curve, (&before, &after))
     }
+}
+
+fn course(params: &Params, split: &Split) -> Course {
+    Course {
+        rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
+        sequences: split.train,
+        batch: split.batch,
+        seq: split.seq,
+        seed: params.seed,
+        checkpoint_every: params.checkpoint_every,
+        metrics_every: params.metrics_every,
+    }
+}
+
+/// Writes blocks and metrics.
+fn finish(
+    ctx: &mut Context,
+    config: &Config,
+    layers: &[Layer],
+    curve: &Curve,
+    (before, after): (&[Figures], &[Figures]),
+) -> Result<()> {
+    for layer in layers {
+        let path = ctx.output_item("block", layer.number as u32)?;
+        layer.save(&path, config, |_| true)?;
+    }
+    let last = report(layers, before, after);
+    std::fs::write(ctx.output("metrics")?, serde_json::to_vec_pretty(&curve.to_json(last))?)?;
+    Ok(())
+}
+
+/// The phase on a GPU, from the same starts.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn on_gpu(
+    params: &Params,
+    ctx: &mut Context,
+    source: Source,
+    (config, mut layers): (&Config, Vec<Layer>),
+    split: &Split,
+) -> Result<()> {
+    use crate::gpu::phases::align::{HeldOut, driver};
+
+    let micro =
+        crate::gpu::phases::micro_batch(config, params.micro_batch, split.batch, split.seq)?;
+    let (gpu, how) = (crate::gpu::open()?, (params.target, params.train_mlp));
+    let mut driver = driver(&gpu, source, config, &layers, (split.batch, micro), how)?;
+    let held: Vec<usize> = split.held_out().concat();
+    let figures = |of: HeldOut| {
+        let all = of.relative.iter().copied().enumerate();
+        Figures::new(of.sum / (held.len() * split.seq) as f64, all, split.seq)
+    };
+    let found = driver.work.held_out(&mut driver.batch, &held)?;
+    let before: Vec<Figures> = found.into_iter().map(figures).collect();
+    let curve = drive(ctx, &course(params, split), &mut driver)?;
+    let found = driver.work.held_out(&mut driver.batch, &held)?;
+    let after: Vec<Figures> = found.into_iter().map(figures).collect();
+    driver.learners.give_back(layers.iter_mut().map(|layer| &mut layer.learner))?;
+    finish(ctx, config, &layers, &curve, (&before, &after))
 }
 
 /// The student's configuration and the blocks to train: with the mixers of phase 1, or fresh ones.
@@ -251,6 +302,16 @@ struct Figures {
     distance: f64,
     median: f64,
     first: f64,
+}
+
+impl Figures {
+    /// From the mean of what is compared and the relative distances of tokens, each with its number
+    /// in sequences of `seq`.
+    fn new(distance: f64, relative: impl Iterator<Item = (usize, f32)>, seq: usize) -> Figures {
+        let (first, rest): (Vec<_>, Vec<_>) = relative.partition(|(i, _)| i.is_multiple_of(seq));
+        let median = |of: Vec<(usize, f32)>| median(of.into_iter().map(|(_, v)| v).collect());
+        Figures { distance, median: median(rest), first: median(first) }
+    }
 }
 
 impl Phase {
@@ -355,28 +416,25 @@ impl Phase {
         let tokens = (split.held * split.seq) as f64;
         let figures = |(at, total): (usize, f64)| {
             let all = self.shards.iter().flat_map(|s| s.relative[at].iter().copied().enumerate());
-            let is_first = |i: usize| i.is_multiple_of(split.seq);
-            let (first, rest): (Vec<_>, Vec<_>) = all.partition(|(i, _)| is_first(*i));
-            let median = |of: Vec<(usize, f32)>| median(of.into_iter().map(|(_, v)| v).collect());
-            Figures { distance: total / tokens, median: median(rest), first: median(first) }
+            Figures::new(total / tokens, all, split.seq)
         };
         totals.into_iter().enumerate().map(figures).collect()
     }
+}
 
-    fn report(&self, before: &[Figures], after: &[Figures]) -> Value {
-        let one = |((layer, before), after): ((&Layer, &Figures), &Figures)| {
-            let both = |pick: fn(&Figures) -> f64| json!({ "before": rounded(pick(before)), "after": rounded(pick(after)) });
-            json!({
-                "layer": layer.number,
-                "distance": both(|f| f.distance),
-                "relative_median": both(|f| f.median),
-                "relative_median_of_position_0": both(|f| f.first),
-                "skipped": layer.learner.guard.skipped,
-            })
-        };
-        let layers: Vec<Value> = self.layers.iter().zip(before).zip(after).map(one).collect();
-        json!({ "loss": "mean distance of tokens", "layers": layers })
-    }
+fn report(layers: &[Layer], before: &[Figures], after: &[Figures]) -> Value {
+    let one = |((layer, before), after): ((&Layer, &Figures), &Figures)| {
+        let both = |pick: fn(&Figures) -> f64| json!({ "before": rounded(pick(before)), "after": rounded(pick(after)) });
+        json!({
+            "layer": layer.number,
+            "distance": both(|f| f.distance),
+            "relative_median": both(|f| f.median),
+            "relative_median_of_position_0": both(|f| f.first),
+            "skipped": layer.learner.guard.skipped,
+        })
+    };
+    let layers: Vec<Value> = layers.iter().zip(before).zip(after).map(one).collect();
+    json!({ "loss": "mean distance of tokens", "layers": layers })
 }
 
 /// ‖s − t‖/‖t‖ of each token, appended.

@@ -21,7 +21,7 @@ use crate::train::device::Device;
 use crate::train::layer::groups;
 use crate::train::learner::Learner;
 use crate::train::logits::{Targets, TopLogits};
-use crate::train::run::{Course, SHARDS, Split, Trainer, drive, each_shard, rounded};
+use crate::train::run::{Course, Curve, SHARDS, Split, Trainer, drive, each_shard, rounded};
 use crate::train::schedule::Wsd;
 
 /// Logits that exist at a time, for each of teacher and student, in elements.
@@ -70,6 +70,9 @@ pub struct Params {
     pub metrics_every: u64,
     /// Where to train.
     pub device: Device,
+    /// Tokens that a GPU works on at a time (it adds gradients up over a batch); 0: by the size of the
+    /// model.
+    pub micro_batch: usize,
 }
 
 impl Default for Params {
@@ -89,6 +92,7 @@ impl Default for Params {
             checkpoint_every: 200,
             metrics_every: 20,
             device: Device::Auto,
+            micro_batch: 0,
         }
     }
 }
@@ -124,7 +128,6 @@ impl Stage for Distill {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        params.device.require_cpu(Distill::NAME)?;
         let (teacher, weights) =
             Model::load(&ctx.tensors("teacher")?).context("input `teacher`")?;
         let data = Data::open(ctx, teacher.config.vocab)?;
@@ -133,26 +136,103 @@ impl Stage for Distill {
             limit => data.len().min(limit),
         };
         let split = Split::of(sequences, data.seq(), params.batch, params.held_out)?;
-        let mut phase = Phase::new(params, ctx, (teacher, weights), data, &split)?;
+        let (student, learner, trained) = student(params, ctx, &teacher)?;
+        #[cfg(any(feature = "cuda", feature = "emulate"))]
+        if params.device == Device::Cuda {
+            let (teacher, student) = ((teacher, weights), (student, learner));
+            return on_gpu(params, ctx, teacher, student, trained, (data, split));
+        }
+        params.device.require_cpu(Distill::NAME)?;
+        let learning = (student, learner, trained);
+        let mut phase = Phase::new((teacher, weights), learning, data, &split, ctx.threads());
         let before = phase.held_out(&split);
-        let course = Course {
-            rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
-            sequences: split.train,
-            batch: split.batch,
-            seq: split.seq,
-            seed: params.seed,
-            checkpoint_every: params.checkpoint_every,
-            metrics_every: params.metrics_every,
-        };
-        let curve = drive(ctx, &course, &mut phase)?;
+        let curve = drive(ctx, &course(params, &split), &mut phase)?;
         let after = phase.held_out(&split);
-        let last = phase.report(before, after, &split);
-        let mut weights = crate::models::Params::zeros(&phase.student.layout);
-        weights.flat.copy_from_slice(&phase.learner.params);
-        phase.student.save(&ctx.output("model")?, &weights)?;
-        std::fs::write(ctx.output("metrics")?, serde_json::to_vec_pretty(&curve.to_json(last))?)?;
-        Ok(())
+        finish(ctx, (&phase.student, &phase.learner), &curve, (before, after), &split)
     }
+}
+
+fn course(params: &Params, split: &Split) -> Course {
+    Course {
+        rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
+        sequences: split.train,
+        batch: split.batch,
+        seq: split.seq,
+        seed: params.seed,
+        checkpoint_every: params.checkpoint_every,
+        metrics_every: params.metrics_every,
+    }
+}
+
+/// The model of input `student` with what is trained of it.
+fn student(params: &Params, ctx: &Context, teacher: &Model) -> Result<(Model, Learner, Trained)> {
+    let (student, start) = Model::load(&ctx.tensors("student")?).context("input `student`")?;
+    let (t, s) = (&teacher.config, &student.config);
+    ensure!(
+        t.vocab == s.vocab,
+        "the teacher has a vocabulary of {}, the student one of {}",
+        t.vocab,
+        s.vocab
+    );
+    let trained = match params.train {
+        Train::All => Trained::ALL,
+        Train::Mixers => Trained::MIXERS,
+    };
+    let mixers = params.train == Train::Mixers;
+    let replaced = |part| matches!(part, Part::Mixer(l) if s.layers[l] == MixerKind::Ssm);
+    let select = |entry: &Entry| !mixers || replaced(entry.part);
+    let groups = groups(&student.layout, params.weight_decay, select);
+    let learner = Learner::new("student", start.flat, groups, params.clip);
+    Ok((student, learner, trained))
+}
+
+/// Writes the student and metrics.
+fn finish(
+    ctx: &mut Context,
+    (student, learner): (&Model, &Learner),
+    curve: &Curve,
+    (before, after): (Soft, Soft),
+    split: &Split,
+) -> Result<()> {
+    let last = report(learner, before, after, split);
+    let mut weights = crate::models::Params::zeros(&student.layout);
+    weights.flat.copy_from_slice(&learner.params);
+    student.save(&ctx.output("model")?, &weights)?;
+    std::fs::write(ctx.output("metrics")?, serde_json::to_vec_pretty(&curve.to_json(last))?)?;
+    Ok(())
+}
+
+/// The phase on a GPU, from the same start.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn on_gpu(
+    params: &Params,
+    ctx: &mut Context,
+    (teacher, weights): (Model, crate::models::Params),
+    (student, mut learner): (Model, Learner),
+    trained: Trained,
+    (data, split): (Data, Split),
+) -> Result<()> {
+    use crate::gpu::phases::{distill, micro_batch};
+
+    let Data::Streamed(shard) = data else {
+        anyhow::bail!(
+            "on a GPU the teacher runs alongside: connect `tokens` instead of `logits`, or set \
+             `device: cpu`"
+        )
+    };
+    let config = &student.config;
+    let micro = micro_batch(config, params.micro_batch, split.batch, split.seq)?;
+    let dims = Dims { batch: micro, seq: split.seq };
+    let read = Box::new(move |i: usize, out: &mut [u32]| shard.copy_to(i, out));
+    let (gpu, teacher) = (crate::gpu::open()?, (&teacher, &weights));
+    let start = (&student, &learner);
+    let mut driver = distill::driver(&gpu, teacher, start, trained, read, (split.batch, dims))?;
+    let held: Vec<usize> = split.held_out().concat();
+    let before = driver.work.held_out(&mut driver.batch, &held)?;
+    let curve = drive(ctx, &course(params, &split), &mut driver)?;
+    let after = driver.work.held_out(&mut driver.batch, &held)?;
+    driver.learners.give_back(std::iter::once(&mut learner))?;
+    finish(ctx, (&student, &learner), &curve, (before, after), &split)
 }
 
 /// What is learned from.
@@ -230,29 +310,13 @@ struct Shard {
 
 impl Phase {
     fn new(
-        params: &Params,
-        ctx: &Context,
         (teacher, weights): (Model, crate::models::Params),
+        (student, learner, trained): (Model, Learner, Trained),
         data: Data,
         split: &Split,
-    ) -> Result<Phase> {
-        let (student, start) = Model::load(&ctx.tensors("student")?).context("input `student`")?;
+        threads: usize,
+    ) -> Phase {
         let (t, s) = (&teacher.config, &student.config);
-        ensure!(
-            t.vocab == s.vocab,
-            "the teacher has a vocabulary of {}, the student one of {}",
-            t.vocab,
-            s.vocab
-        );
-        let trained = match params.train {
-            Train::All => Trained::ALL,
-            Train::Mixers => Trained::MIXERS,
-        };
-        let mixers = params.train == Train::Mixers;
-        let replaced = |part| matches!(part, Part::Mixer(l) if s.layers[l] == MixerKind::Ssm);
-        let select = |entry: &Entry| !mixers || replaced(entry.part);
-        let groups = groups(&student.layout, params.weight_decay, select);
-        let learner = Learner::new("student", start.flat, groups, params.clip);
         let dims = Dims { batch: split.batch / SHARDS, seq: split.seq };
         let rows = rows(s.vocab, dims.tokens());
         let shard = |_| Shard {
@@ -267,8 +331,7 @@ impl Phase {
         };
         let shards = (0..SHARDS).map(shard).collect();
         let weight = 1.0 / (split.batch * split.seq) as f32;
-        let threads = ctx.threads();
-        Ok(Phase { teacher, weights, student, learner, trained, data, threads, shards, weight })
+        Phase { teacher, weights, student, learner, trained, data, threads, shards, weight }
     }
 
     /// Runs one shard; forms gradients when `learn`.
@@ -369,23 +432,23 @@ impl Phase {
         }
         total
     }
+}
 
-    fn report(&self, before: Soft, after: Soft, split: &Split) -> Value {
-        let tokens = (split.held * split.seq) as f64;
-        let mean = |soft: Soft| {
-            json!({
-                "cross_entropy": rounded(soft.cross_entropy / tokens),
-                "divergence": rounded((soft.cross_entropy - soft.entropy) / tokens),
-            })
-        };
+fn report(learner: &Learner, before: Soft, after: Soft, split: &Split) -> Value {
+    let tokens = (split.held * split.seq) as f64;
+    let mean = |soft: Soft| {
         json!({
-            "loss": "soft cross-entropy",
-            "teacher_entropy": rounded(after.entropy / tokens),
-            "before": mean(before),
-            "after": mean(after),
-            "skipped": self.learner.guard.skipped,
+            "cross_entropy": rounded(soft.cross_entropy / tokens),
+            "divergence": rounded((soft.cross_entropy - soft.entropy) / tokens),
         })
-    }
+    };
+    json!({
+        "loss": "soft cross-entropy",
+        "teacher_entropy": rounded(after.entropy / tokens),
+        "before": mean(before),
+        "after": mean(after),
+        "skipped": learner.guard.skipped,
+    })
 }
 
 /// Tokens whose logits exist at a time: never so few that a product with the head is spent on

@@ -22,7 +22,7 @@ use crate::ops::orient::{Sums, Teacher};
 use crate::train::device::Device;
 use crate::train::layer::{self, Layer, Training, start};
 use crate::train::learner::Learner;
-use crate::train::run::{Course, SHARDS, Split, Trainer, drive, each_shard, rounded};
+use crate::train::run::{Course, Curve, SHARDS, Split, Trainer, drive, each_shard, rounded};
 use crate::train::schedule::Wsd;
 use crate::train::source::{Feed, Seen, Source, Want};
 
@@ -68,6 +68,9 @@ pub struct Params {
     pub metrics_every: u64,
     /// Where to train.
     pub device: Device,
+    /// Tokens that a GPU works on at a time (it adds gradients up over a batch); 0: by the size of the
+    /// model.
+    pub micro_batch: usize,
 }
 
 impl Default for Params {
@@ -92,6 +95,7 @@ impl Default for Params {
             checkpoint_every: 200,
             metrics_every: 20,
             device: Device::Auto,
+            micro_batch: 0,
         }
     }
 }
@@ -126,33 +130,110 @@ impl Stage for Orient {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        params.device.require_cpu(Orient::NAME)?;
-        let source = Source::open(ctx, Want::Attention, params.sequences, params.seed)?;
+        let mut source = Source::open(ctx, Want::Attention, params.sequences, params.seed)?;
         let split = Split::of(source.sequences(), source.seq(), params.batch, params.held_out)?;
         let sizes = Sizes { state: params.d_state, taps: params.d_conv, chunk: params.chunk };
         let config = student_config(&source.model.config, sizes, &[]);
         config.check()?;
-        let mut phase = Phase::new(params, source, &config, split.clone(), ctx.threads())?;
-        let before = phase.held_out(&split);
-        let course = Course {
-            rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
-            sequences: split.train,
-            batch: split.batch,
-            seq: split.seq,
-            seed: params.seed,
-            checkpoint_every: params.checkpoint_every,
-            metrics_every: params.metrics_every,
-        };
-        let curve = drive(ctx, &course, &mut phase)?;
-        let after = phase.held_out(&split);
-        for layer in &phase.layers {
-            let path = ctx.output_item("mixer", layer.number as u32)?;
-            layer.save(&path, &config, |part| part == Part::Mixer(layer.number))?;
+        let layers = layers(params, &source, &config)?;
+        source.only(layers.iter().map(|layer| layer.number));
+        #[cfg(any(feature = "cuda", feature = "emulate"))]
+        if params.device == Device::Cuda {
+            return on_gpu(params, ctx, source, (&config, layers), &split);
         }
-        let last = phase.report(&before, &after);
-        std::fs::write(ctx.output("metrics")?, serde_json::to_vec_pretty(&curve.to_json(last))?)?;
-        Ok(())
+        params.device.require_cpu(Orient::NAME)?;
+        let mut phase = Phase::new(source, &config, layers, split.clone(), ctx.threads());
+        if params.init == Start::Attention {
+            phase.scale_starts(&split);
+        }
+        let before = phase.held_out(&split);
+        let curve = drive(ctx, &course(params, &split), &mut phase)?;
+        let after = phase.held_out(&split);
+        finish(ctx, &config, &phase.layers, &curve, (&before, &after))
     }
+}
+
+fn course(params: &Params, split: &Split) -> Course {
+    Course {
+        rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
+        sequences: split.train,
+        batch: split.batch,
+        seq: split.seq,
+        seed: params.seed,
+        checkpoint_every: params.checkpoint_every,
+        metrics_every: params.metrics_every,
+    }
+}
+
+/// The layers to orient, at their starts (but for the scale of `init: attention`).
+fn layers(params: &Params, source: &Source, config: &Config) -> Result<Vec<Layer>> {
+    let numbers = layer::numbers(&params.layers, &params.keep_attention, config.layers.len())?;
+    let mut layers: Vec<Layer> = Vec::new();
+    let training = Training { decay: params.weight_decay, clip: params.clip };
+    for number in numbers {
+        let teacher = (&source.model, &source.params);
+        source.ensure_layer(number)?;
+        ensure!(
+            layers.iter().all(|l| l.number != number),
+            "layer {number} is listed twice in `layers`"
+        );
+        let (block, mut weights) = start(config, number, params.seed, teacher)?;
+        params.init.apply(layer::ssm(&block), &mut weights.flat);
+        if let (Start::Attention, Mixer::Attention(attention)) =
+            (params.init, &source.model.blocks[number].mixer)
+        {
+            let teacher = &source.params.flat;
+            from_attention(layer::ssm(&block), &mut weights.flat, attention, teacher)?;
+        }
+        layers.push(Layer::new(number, block, weights, training, trained));
+    }
+    Ok(layers)
+}
+
+/// Writes mixers and metrics.
+fn finish(
+    ctx: &mut Context,
+    config: &Config,
+    layers: &[Layer],
+    curve: &Curve,
+    (before, after): (&[Sums], &[Sums]),
+) -> Result<()> {
+    for layer in layers {
+        let path = ctx.output_item("mixer", layer.number as u32)?;
+        layer.save(&path, config, |part| part == Part::Mixer(layer.number))?;
+    }
+    let last = report(layers, before, after);
+    std::fs::write(ctx.output("metrics")?, serde_json::to_vec_pretty(&curve.to_json(last))?)?;
+    Ok(())
+}
+
+/// The phase on a GPU, from the same starts.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn on_gpu(
+    params: &Params,
+    ctx: &mut Context,
+    mut source: Source,
+    (config, mut layers): (&Config, Vec<Layer>),
+    split: &Split,
+) -> Result<()> {
+    use crate::gpu::phases::{micro_batch, orient};
+
+    if params.init == Start::Attention {
+        // Two sequences say how large B and C have to be; the CPU asks them.
+        let few = Split { batch: SHARDS, ..split.clone() };
+        let mut phase = Phase::new(source, config, layers, few.clone(), ctx.threads());
+        phase.scale_starts(&few);
+        (source, layers) = (phase.source, phase.layers);
+    }
+    let micro = micro_batch(config, params.micro_batch, split.batch, split.seq)?;
+    let gpu = crate::gpu::open()?;
+    let mut driver = orient::driver(&gpu, source, config, &layers, (split.batch, micro))?;
+    let held: Vec<usize> = split.held_out().concat();
+    let before = driver.work.held_out(&mut driver.batch, &held)?;
+    let curve = drive(ctx, &course(params, split), &mut driver)?;
+    let after = driver.work.held_out(&mut driver.batch, &held)?;
+    driver.learners.give_back(layers.iter_mut().map(|layer| &mut layer.learner))?;
+    finish(ctx, config, &layers, &curve, (&before, &after))
 }
 
 struct Phase {
@@ -175,39 +256,19 @@ struct Shard {
 }
 
 /// Whether phase 1 trains the entry.
-fn trained(entry: &Entry) -> bool {
+pub(crate) fn trained(entry: &Entry) -> bool {
     let ends = [".B", ".C", ".A_log", "conv1d.weight", "conv1d.bias", "D"];
     matches!(entry.part, Part::Mixer(_)) && ends.iter().any(|end| entry.name.ends_with(end))
 }
 
 impl Phase {
     fn new(
-        params: &Params,
         source: Source,
         config: &Config,
+        layers: Vec<Layer>,
         split: Split,
         threads: usize,
-    ) -> Result<Phase> {
-        let numbers = layer::numbers(&params.layers, &params.keep_attention, config.layers.len())?;
-        let mut layers: Vec<Layer> = Vec::new();
-        let training = Training { decay: params.weight_decay, clip: params.clip };
-        for number in numbers {
-            let teacher = (&source.model, &source.params);
-            source.ensure_layer(number)?;
-            ensure!(
-                layers.iter().all(|l| l.number != number),
-                "layer {number} is listed twice in `layers`"
-            );
-            let (block, mut weights) = start(config, number, params.seed, teacher)?;
-            params.init.apply(layer::ssm(&block), &mut weights.flat);
-            if let (Start::Attention, Mixer::Attention(attention)) =
-                (params.init, &source.model.blocks[number].mixer)
-            {
-                let teacher = &source.params.flat;
-                from_attention(layer::ssm(&block), &mut weights.flat, attention, teacher)?;
-            }
-            layers.push(Layer::new(number, block, weights, training, trained));
-        }
+    ) -> Phase {
         let dims = Dims { batch: split.batch / SHARDS, seq: split.seq };
         let shard = |_| {
             let mixer = layers[0].ssm();
@@ -224,12 +285,7 @@ impl Phase {
         };
         let shards = (0..SHARDS).map(shard).collect();
         let weight = 1.0 / (split.batch * config.heads) as f32;
-        let mut phase = Phase { source, threads, layers, shards, weight };
-        phase.source.only(phase.layers.iter().map(|layer| layer.number));
-        if params.init == Start::Attention {
-            phase.scale_starts(&split);
-        }
-        Ok(phase)
+        Phase { source, threads, layers, shards, weight }
     }
 
     /// Runs one shard over `sequences`; with gradients when `learn`.
@@ -316,20 +372,20 @@ impl Phase {
             scale_heads(mixer, &mut layer.learner.params, &products[&layer.number]);
         }
     }
+}
 
-    fn report(&self, before: &[Sums], after: &[Sums]) -> Value {
-        let one = |((layer, before), after): ((&Layer, &Sums), &Sums)| {
-            json!({
-                "layer": layer.number,
-                "before": rounded(before.distance),
-                "after": rounded(after.distance),
-                "attention": rounded(after.attention),
-                "skipped": layer.learner.guard.skipped,
-            })
-        };
-        let layers: Vec<Value> = self.layers.iter().zip(before).zip(after).map(one).collect();
-        json!({ "loss": "mean Frobenius distance", "layers": layers })
-    }
+fn report(layers: &[Layer], before: &[Sums], after: &[Sums]) -> Value {
+    let one = |((layer, before), after): ((&Layer, &Sums), &Sums)| {
+        json!({
+            "layer": layer.number,
+            "before": rounded(before.distance),
+            "after": rounded(after.distance),
+            "attention": rounded(after.attention),
+            "skipped": layer.learner.guard.skipped,
+        })
+    };
+    let layers: Vec<Value> = layers.iter().zip(before).zip(after).map(one).collect();
+    json!({ "loss": "mean Frobenius distance", "layers": layers })
 }
 
 impl Trainer for Phase {

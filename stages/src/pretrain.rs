@@ -155,7 +155,6 @@ impl Stage for Pretrain {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        params.device.require_cpu(Pretrain::NAME)?;
         let tokens = TokenShard::open(ctx.path("tokens")?)?;
         ensure!(
             !tokens.is_empty(),
@@ -163,18 +162,132 @@ impl Stage for Pretrain {
         );
         ensure!(tokens.seq() > 1, "input `tokens` has sequences of one token: nothing follows it");
         let model = Model::new(config(params, &tokens))?;
+        #[cfg(any(feature = "cuda", feature = "emulate"))]
+        if params.device == Device::Cuda {
+            return on_gpu(&crate::gpu::open()?, params, ctx, &model, tokens);
+        }
+        params.device.require_cpu(Pretrain::NAME)?;
         let mut training = Training::start(params, &model, tokens.len());
         if let Some(checkpoint) = ctx.checkpoint_latest() {
             training.restore(&checkpoint.dir.clone())?;
         }
         let mut language = Language::new(&model, params.batch, tokens.seq(), Keep::Backward);
         training.run(ctx, &model, &mut language, &tokens)?;
-        let last = final_figures(params, ctx, &model, &training, &mut language)?;
-        model.save(&ctx.output("model")?, &training.weights)?;
-        let metrics = serde_json::to_string(&training.facts.curve.to_json(last))?;
-        let path = ctx.output("metrics")?;
-        std::fs::write(&path, metrics).with_context(|| format!("cannot write {}", path.display()))
+        let (threads, weights) = (ctx.threads(), &training.weights);
+        let holdout = holdout(params, ctx, &model, tokens.seq())?;
+        let losses = holdout.map(|(shard, count)| {
+            let (mut sum, mut scored) = (0.0, 0);
+            for first in (0..count).step_by(language.batch()) {
+                let size = language.batch().min(count - first);
+                language.load(size, |i, out| shard.copy_to(first + i, out));
+                let (mean, tokens) = language.loss(&model, weights, threads);
+                sum += mean * tokens as f64;
+                scored += tokens;
+            }
+            (sum, scored)
+        });
+        let Facts { done, guard, curve, .. } = &training.facts;
+        finish(ctx, &model, weights, curve, (*done, guard.skipped, losses))
     }
+}
+
+/// Writes the model and the curve with the figures after the last update: updates made, updates
+/// skipped, and the sum of losses on held-out sequences with how many tokens it is of.
+fn finish(
+    ctx: &mut Context,
+    model: &Model,
+    weights: &Weights,
+    curve: &Curve,
+    (updates, skipped, losses): (u64, u64, Option<(f64, usize)>),
+) -> Result<()> {
+    let last = match losses {
+        None => json!({ "updates": updates, "skipped": skipped }),
+        Some((sum, scored)) => {
+            let loss = if scored > 0 { sum / scored as f64 } else { f64::NAN };
+            ctx.metric(updates, &[("holdout_loss", loss)]);
+            json!({
+                "updates": updates,
+                "skipped": skipped,
+                "holdout_loss": rounded(loss),
+                "holdout_perplexity": rounded(loss.exp()),
+                "holdout_tokens": scored,
+            })
+        }
+    };
+    model.save(&ctx.output("model")?, weights)?;
+    let metrics = serde_json::to_string(&curve.to_json(last))?;
+    let path = ctx.output("metrics")?;
+    std::fs::write(&path, metrics).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The held-out shard and how many of its sequences are taken, if there is one.
+fn holdout(
+    params: &Params,
+    ctx: &Context,
+    model: &Model,
+    length: usize,
+) -> Result<Option<(TokenShard, usize)>> {
+    if !ctx.has("holdout") {
+        return Ok(None);
+    }
+    let shard = TokenShard::open(ctx.path("holdout")?)?;
+    let (seq, vocab) = (shard.seq(), shard.vocab());
+    ensure!(
+        vocab == model.config.vocab && seq == length,
+        "input `holdout` has a vocabulary of {vocab} and sequences of {seq} tokens, `tokens` has \
+         {} and {length}: take both from one step",
+        model.config.vocab,
+    );
+    let count = shard.len().min(params.holdout_sequences);
+    Ok(Some((shard, count)))
+}
+
+/// The whole step on a GPU.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn on_gpu(
+    gpu: &crate::gpu::launch::Gpu,
+    params: &Params,
+    ctx: &mut Context,
+    model: &Model,
+    tokens: TokenShard,
+) -> Result<()> {
+    use crate::gpu::phases::{micro_batch, pretrain};
+    use crate::ops::Dims;
+    use crate::train::run::{Course, drive};
+
+    let (sequences, seq, batch) = (tokens.len(), tokens.seq(), params.batch);
+    let holdout = holdout(params, ctx, model, seq)?;
+    let start = pretrain::Start {
+        name: "the teacher".into(),
+        params: model.init(params.seed).flat,
+        groups: groups(params, model),
+        rule: rule(params),
+        clip: params.clip,
+    };
+    let dims = Dims { batch: micro_batch(&model.config, 0, batch, seq)?, seq };
+    let read = Box::new(move |i: usize, out: &mut [u32]| tokens.copy_to(i, out));
+    let mut driver = pretrain::driver(gpu, model, start, read, (batch, dims))?;
+    let course = Course {
+        rate: schedule(params),
+        sequences,
+        batch,
+        seq,
+        seed: params.seed,
+        checkpoint_every: params.checkpoint_every,
+        metrics_every: RECORD_EVERY,
+    };
+    let curve = drive(ctx, &course, &mut driver)?;
+    let losses = match &holdout {
+        None => None,
+        Some((shard, count)) => {
+            let read = |i: usize, out: &mut [u32]| shard.copy_to(i, out);
+            Some(driver.work.held_out(&mut driver.batch, *count, read)?)
+        }
+    };
+    let mut weights = Weights::zeros(&model.layout);
+    weights.flat = driver.learners.params(0)?;
+    let skipped = driver.learners.guard(0).skipped;
+    finish(ctx, model, &weights, &curve, (params.updates, skipped, losses))
 }
 
 fn config(p: &Params, tokens: &TokenShard) -> Config {
@@ -195,6 +308,23 @@ fn config(p: &Params, tokens: &TokenShard) -> Config {
         chunk: 64,
         ..Config::default()
     }
+}
+
+/// All parameters, with decay where it applies.
+fn groups(params: &Params, model: &Model) -> Vec<Group> {
+    let group = |span: &crate::models::Span| {
+        let decay = if span.decay { params.weight_decay as f32 } else { 0.0 };
+        Group { range: span.range.clone(), decay, scale: 1.0 }
+    };
+    model.layout.spans(|_| true).iter().map(group).collect()
+}
+
+fn rule(params: &Params) -> Rule {
+    Rule { beta1: params.beta1 as f32, beta2: params.beta2 as f32, ..Rule::default() }
+}
+
+fn schedule(params: &Params) -> Wsd {
+    Wsd::new(params.lr, params.updates, params.warmup, params.decay)
 }
 
 /// All that changes while the model is trained.
@@ -225,18 +355,12 @@ struct Facts {
 
 impl<'a> Training<'a> {
     fn start(params: &'a Params, model: &Model, sequences: usize) -> Training<'a> {
-        let group = |span: &crate::models::Span| {
-            let decay = if span.decay { params.weight_decay as f32 } else { 0.0 };
-            Group { range: span.range.clone(), decay, scale: 1.0 }
-        };
-        let rule =
-            Rule { beta1: params.beta1 as f32, beta2: params.beta2 as f32, ..Rule::default() };
         Training {
             params,
             weights: model.init(params.seed),
-            optimiser: AdamW::new(model.layout.len(), rule),
-            groups: model.layout.spans(|_| true).iter().map(group).collect(),
-            schedule: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
+            optimiser: AdamW::new(model.layout.len(), rule(params)),
+            groups: groups(params, model),
+            schedule: schedule(params),
             batches: Batches::new(params.seed, sequences, params.batch),
             facts: Facts::default(),
         }
@@ -316,45 +440,4 @@ impl<'a> Training<'a> {
         facts.curve.record(ctx, facts.done, &[("loss", loss), ("grad_norm", norm), ("lr", lr)]);
         (facts.sum_bits, facts.summed) = (0, 0);
     }
-}
-
-/// Loss and perplexity on held-out sequences, if there are any.
-fn final_figures(
-    params: &Params,
-    ctx: &mut Context,
-    model: &Model,
-    training: &Training,
-    language: &mut Language,
-) -> Result<serde_json::Value> {
-    let skipped = training.facts.guard.skipped;
-    if !ctx.has("holdout") {
-        return Ok(json!({ "updates": training.facts.done, "skipped": skipped }));
-    }
-    let shard = TokenShard::open(ctx.path("holdout")?)?;
-    let count = shard.len().min(params.holdout_sequences);
-    let (seq, vocab) = (shard.seq(), shard.vocab());
-    ensure!(
-        vocab == model.config.vocab && seq == language.seq(),
-        "input `holdout` has a vocabulary of {vocab} and sequences of {seq} tokens, `tokens` has \
-         {} and {}: take both from one step",
-        model.config.vocab,
-        language.seq()
-    );
-    let (mut sum, mut scored) = (0.0, 0);
-    for first in (0..count).step_by(language.batch()) {
-        let size = language.batch().min(count - first);
-        language.load(size, |i, out| shard.copy_to(first + i, out));
-        let (mean, tokens) = language.loss(model, &training.weights, ctx.threads());
-        sum += mean * tokens as f64;
-        scored += tokens;
-    }
-    let loss = if scored > 0 { sum / scored as f64 } else { f64::NAN };
-    ctx.metric(training.facts.done, &[("holdout_loss", loss)]);
-    Ok(json!({
-        "updates": training.facts.done,
-        "skipped": skipped,
-        "holdout_loss": rounded(loss),
-        "holdout_perplexity": rounded(loss.exp()),
-        "holdout_tokens": scored,
-    }))
 }

@@ -8,8 +8,8 @@ use crate::ops::{gelu, many, mlp};
 /// Slots of an MLP.
 #[derive(Clone, Copy, Debug)]
 pub struct Mlp {
-    kind: MlpKind,
-    ffn: usize,
+    pub(crate) kind: MlpKind,
+    pub(crate) ffn: usize,
     /// Gate and up projections as one, or fc1.
     pub into: Linear,
     /// The projection back to the model's width.

@@ -7,7 +7,7 @@ use crate::ops::{layer_norm, norm};
 /// Where a norm's parameters lie.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
-    eps: f32,
+    pub(crate) eps: f32,
     /// The factor of every dimension.
     pub w: Slot,
     /// What LayerNorm adds; RMSNorm has none.

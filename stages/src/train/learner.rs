@@ -18,9 +18,9 @@ pub struct Learner {
     pub params: Vec<f32>,
     /// Skipped updates.
     pub guard: Guard,
-    groups: Vec<Group>,
+    pub(crate) groups: Vec<Group>,
     optimiser: AdamW,
-    clip: f64,
+    pub(crate) clip: f64,
     sum: Vec<f32>,
 }
 
@@ -29,6 +29,23 @@ pub struct Learner {
 pub struct Facts {
     updates: u64,
     guard: Guard,
+}
+
+impl Facts {
+    /// Of a learner that has made `updates` updates.
+    pub fn new(updates: u64, guard: Guard) -> Facts {
+        Facts { updates, guard }
+    }
+
+    /// Updates made.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Updates skipped.
+    pub fn guard(self) -> Guard {
+        self.guard
+    }
 }
 
 impl Learner {

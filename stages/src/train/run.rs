@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use engine::stage::{Context, Diverged};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -252,6 +252,14 @@ pub fn check(lr: f64, warmup: f64, decay: f64, updates: u64) -> Vec<(String, Str
     found
 }
 
+/// Named buffers of a checkpoint.
+pub enum Buffers<'a> {
+    /// In the host's memory, so that training waits until they are written.
+    Here(Vec<(String, &'a [f32])>),
+    /// Copies of a device's memory, which are written while training goes on.
+    Copied(Vec<(String, Vec<f32>)>),
+}
+
 /// What a phase brings to [`drive`].
 pub trait Trainer {
     /// One update with these sequences at this rate; gives values for the curve.
@@ -263,8 +271,45 @@ pub trait Trainer {
         sequences: &[usize],
     ) -> Result<Vec<(String, f64)>>;
 
-    /// Everything that is trained.
+    /// Where updates run ahead of the host: waits for those that were made and gives the values of
+    /// each, in order. `done` updates were made in all.
+    fn settle(&mut self, _ctx: &Context, _done: u64) -> Result<Vec<Vec<(String, f64)>>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether so many updates run ahead that they must be settled.
+    fn must_settle(&self) -> bool {
+        false
+    }
+
+    /// Everything that is trained, where it is in the host's memory.
     fn learners(&mut self) -> Vec<&mut Learner>;
+
+    /// Whether no update was skipped lately, so that what there is may be kept.
+    fn healthy(&mut self) -> bool {
+        self.learners().iter().all(|learner| learner.guard.in_row == 0)
+    }
+
+    /// Counters that a checkpoint keeps of each learner.
+    fn facts(&mut self) -> Result<Vec<learner::Facts>> {
+        Ok(self.learners().iter().map(|learner| learner.facts()).collect())
+    }
+
+    /// Named buffers that a checkpoint keeps.
+    fn buffers(&mut self) -> Result<Buffers<'_>> {
+        let learners = self.learners().into_iter();
+        Ok(Buffers::Here(learners.flat_map(|learner| (*learner).buffers()).collect()))
+    }
+
+    /// Takes a checkpoint's place.
+    fn restore(&mut self, saved: &Saved, facts: Vec<learner::Facts>) -> Result<()> {
+        let mut learners = self.learners();
+        ensure!(facts.len() == learners.len(), "the checkpoint is of other learners");
+        for (learner, facts) in learners.iter_mut().zip(facts) {
+            learner.restore(saved, facts)?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -286,13 +331,20 @@ pub fn drive(ctx: &mut Context, course: &Course, trainer: &mut dyn Trainer) -> R
         let values = trainer.update(ctx, done, course.rate.at(done), &batches.at(done))?;
         curve.add(&values);
         done += 1;
-        if done.is_multiple_of(course.metrics_every.max(1)) || done == updates || done == 1 {
-            curve.point(ctx, done);
-        }
-        ctx.progress(done * tokens, updates * tokens, "tokens");
+        let point =
+            done.is_multiple_of(course.metrics_every.max(1)) || done == updates || done == 1;
         let due = course.checkpoint_every > 0 && done.is_multiple_of(course.checkpoint_every);
         let cancelled = ctx.cancelled();
-        if (due || cancelled) && trainer.learners().iter().all(|l| l.guard.in_row == 0) {
+        if point || due || cancelled || trainer.must_settle() {
+            for values in trainer.settle(ctx, done)? {
+                curve.add(&values);
+            }
+        }
+        ctx.progress(done * tokens, updates * tokens, "tokens");
+        if point {
+            curve.point(ctx, done);
+        }
+        if (due || cancelled) && trainer.healthy() {
             seal(ctx, done, &curve, trainer)?;
         }
         if cancelled {
@@ -303,26 +355,28 @@ pub fn drive(ctx: &mut Context, course: &Course, trainer: &mut dyn Trainer) -> R
 }
 
 fn seal(ctx: &mut Context, update: u64, curve: &Curve, trainer: &mut dyn Trainer) -> Result<()> {
-    let learners = trainer.learners();
-    let state = learners.iter().map(|learner| learner.facts()).collect();
-    let facts = Facts { update, curve: curve.clone(), learners: state };
-    let buffers: Vec<_> = learners.iter().flat_map(|learner| learner.buffers()).collect();
-    ctx.checkpoint_save(update, |dir| checkpoint::write(dir, &buffers, &facts))
+    let facts = Facts { update, curve: curve.clone(), learners: trainer.facts()? };
+    match trainer.buffers()? {
+        Buffers::Here(buffers) => {
+            ctx.checkpoint_save(update, |dir| checkpoint::write(dir, &buffers, &facts))
+        }
+        Buffers::Copied(buffers) => ctx.checkpoint_save_in_background(update, move |dir| {
+            let buffers: Vec<(String, &[f32])> =
+                buffers.iter().map(|(name, values)| (name.clone(), &**values)).collect();
+            checkpoint::write(dir, &buffers, &facts)
+        }),
+    }
 }
 
 fn restore(ctx: &mut Context, updates: u64, trainer: &mut dyn Trainer) -> Result<(Curve, u64)> {
     let Some(latest) = ctx.checkpoint_latest() else { return Ok((Curve::default(), 0)) };
     let saved = Saved::open(&latest.dir)?;
     let facts: Facts = saved.facts()?;
-    let mut learners = trainer.learners();
-    ensure!(
-        facts.update <= updates && facts.learners.len() == learners.len(),
-        "the checkpoint at update {} is not one of this step",
-        latest.position
-    );
-    for (learner, state) in learners.iter_mut().zip(facts.learners) {
-        learner.restore(&saved, state)?;
-    }
+    let position = latest.position;
+    ensure!(facts.update <= updates, "the checkpoint at update {position} is not one of this step");
+    trainer
+        .restore(&saved, facts.learners)
+        .with_context(|| format!("the checkpoint at update {position} cannot be used"))?;
     ctx.note(format!("resuming after update {} of {updates}", facts.update));
     Ok((facts.curve, facts.update))
 }

@@ -50,9 +50,32 @@ pub struct Source {
 
 enum Kind {
     /// Every visit is a forward pass, shared by all layers, over these sequences.
-    Streamed(TokenShard, Vec<usize>),
+    Streamed(Tokens),
     /// One file for each layer.
     Cached(Vec<Signals>),
+}
+
+enum Tokens {
+    /// These sequences of a shard.
+    Shard(TokenShard, Vec<usize>),
+    /// One sequence after the other.
+    Held(Vec<u32>),
+}
+
+impl Tokens {
+    fn copy_to(&self, sequence: usize, out: &mut [u32]) {
+        match self {
+            Tokens::Shard(shard, chosen) => shard.copy_to(chosen[sequence], out),
+            Tokens::Held(all) => out.copy_from_slice(&all[sequence * out.len()..][..out.len()]),
+        }
+    }
+
+    fn sequences(&self, seq: usize) -> usize {
+        match self {
+            Tokens::Shard(_, chosen) => chosen.len(),
+            Tokens::Held(all) => all.len() / seq,
+        }
+    }
 }
 
 /// Buffers of one shard of a batch.
@@ -75,6 +98,53 @@ pub struct Seen<'a> {
     pub starts_n: &'a [u32],
     /// Residual stream before the block.
     pub u_nd: &'a [f32],
+}
+
+/// What is cached of one layer for some sequences; what is not wanted is empty.
+pub struct Layer {
+    /// Its number.
+    pub layer: usize,
+    /// Where documents start.
+    pub starts_n: Vec<u32>,
+    /// Residual stream before the block.
+    pub u_nd: Vec<f32>,
+    /// Residual stream after it.
+    pub next_nd: Vec<f32>,
+    /// Rotated queries, then keys.
+    pub qk_nr: Vec<f32>,
+    /// Log-sum-exp of the scaled scores.
+    pub lse_bhl: Vec<f32>,
+}
+
+impl Layer {
+    fn read(signals: &Signals, sequences: &[usize], want: Want) -> Result<Layer> {
+        let shape = &signals.shape;
+        ensure!(
+            want == Want::Hidden || shape.attention == Some(AttentionForm::Qk),
+            "on a GPU phase 1 reads queries and keys, but layer {} was cached as matrices; cache \
+             it with `attention: qk`, or set `device: cpu`",
+            shape.layer
+        );
+        let values = |name: &str, wanted: bool| {
+            let len: usize = shape.per_sequence(name).iter().product();
+            let mut out = vec![0.0; if wanted { len * sequences.len() } else { 0 }];
+            if wanted {
+                read(signals, sequences, name, &mut out);
+            }
+            out
+        };
+        let (hidden, attention) = (want == Want::Hidden, want == Want::Attention);
+        let mut starts_n = vec![0; shape.seq * sequences.len()];
+        read_starts(signals, sequences, &mut starts_n);
+        Ok(Layer {
+            layer: shape.layer,
+            starts_n,
+            u_nd: values("hidden", true),
+            next_nd: values("next", hidden),
+            qk_nr: values("qk", attention),
+            lse_bhl: values("lse", attention),
+        })
+    }
 }
 
 impl Source {
@@ -109,7 +179,14 @@ impl Source {
         );
         let (seq, chosen) = (shard.seq(), choose(seed, sequences, shard.len()));
         let depth = model.blocks.len();
-        Ok(Source { model, params, kind: Kind::Streamed(shard, chosen), seq, depth })
+        let kind = Kind::Streamed(Tokens::Shard(shard, chosen));
+        Ok(Source { model, params, kind, seq, depth })
+    }
+
+    /// A teacher alongside on these tokens, one sequence of `seq` after the other.
+    pub fn held(model: Model, params: Params, tokens: Vec<u32>, seq: usize) -> Source {
+        let depth = model.blocks.len();
+        Source { model, params, kind: Kind::Streamed(Tokens::Held(tokens)), seq, depth }
     }
 
     /// Says that only `layers` are wanted: a teacher alongside stops after the last of them.
@@ -125,7 +202,7 @@ impl Source {
     /// How many sequences there are.
     pub fn sequences(&self) -> usize {
         match &self.kind {
-            Kind::Streamed(_, chosen) => chosen.len(),
+            Kind::Streamed(tokens) => tokens.sequences(self.seq),
             Kind::Cached(layers) => layers[0].shape.sequences,
         }
     }
@@ -167,8 +244,8 @@ impl Source {
     ) {
         let Feed { starts_n, kind } = feed;
         match (&self.kind, kind) {
-            (Kind::Streamed(shard, chosen), Buffers::Streamed(pass)) => {
-                self.load(shard, chosen, sequences, pass, starts_n);
+            (Kind::Streamed(tokens), Buffers::Streamed(pass)) => {
+                self.load(tokens, sequences, pass, starts_n);
                 self.model.forward_blocks(
                     &self.params.flat,
                     pass,
@@ -230,8 +307,8 @@ impl Source {
     ) {
         let Feed { starts_n, kind } = feed;
         match (&self.kind, kind) {
-            (Kind::Streamed(shard, chosen), Buffers::Streamed(pass)) => {
-                self.load(shard, chosen, sequences, pass, starts_n);
+            (Kind::Streamed(tokens), Buffers::Streamed(pass)) => {
+                self.load(tokens, sequences, pass, starts_n);
                 self.model.forward_blocks(&self.params.flat, pass, self.depth, |_, _, _| {});
                 for (layer, pair) in pass.hidden.windows(2).enumerate().take(self.depth) {
                     visit(Seen { layer, starts_n, u_nd: &pair[0] }, &pair[1]);
@@ -249,16 +326,39 @@ impl Source {
         }
     }
 
-    fn load(
+    /// Whether signals are cached.
+    pub fn cached(&self) -> bool {
+        matches!(self.kind, Kind::Cached(_))
+    }
+
+    /// The tokens of `sequence`, of a teacher alongside.
+    pub fn tokens(&self, sequence: usize, out: &mut [u32]) {
+        match &self.kind {
+            Kind::Streamed(tokens) => tokens.copy_to(sequence, out),
+            Kind::Cached(_) => unreachable!("cached signals have no tokens"),
+        }
+    }
+
+    /// Cached signals of `sequences`, of the wanted layers.
+    pub fn signals(
         &self,
-        shard: &TokenShard,
-        chosen: &[usize],
         sequences: &[usize],
-        pass: &mut Pass,
-        starts_n: &mut [u32],
-    ) {
+        want: Want,
+        layers: impl Iterator<Item = usize>,
+    ) -> Result<Vec<Layer>> {
+        let Kind::Cached(all) = &self.kind else {
+            unreachable!("a teacher alongside has no signals")
+        };
+        let of = |number: usize| {
+            let found = all.iter().find(|signals| signals.shape.layer == number);
+            Layer::read(found.expect("checked when it was opened"), sequences, want)
+        };
+        layers.map(of).collect()
+    }
+
+    fn load(&self, tokens: &Tokens, sequences: &[usize], pass: &mut Pass, starts_n: &mut [u32]) {
         for (i, out) in sequences.iter().zip(pass.tokens_n.chunks_exact_mut(self.seq)) {
-            shard.copy_to(chosen[*i], out);
+            tokens.copy_to(*i, out);
         }
         document_starts(self.model.config.separator, self.seq, &pass.tokens_n, starts_n);
     }
