@@ -3,6 +3,9 @@
 //! Attention is kept as rotated q and k (16 times smaller than the matrices at 2,048 tokens, and
 //! exact to the stored number type) or as packed matrices. Memory is that of one small batch.
 
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod on_gpu;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -121,11 +124,16 @@ impl Stage for CacheTeacher {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        params.device.require_cpu(CacheTeacher::NAME)?;
         let (model, weights) = Model::load(&ctx.tensors("model")?).context("input `model`")?;
         let shard = TokenShard::open(ctx.path("tokens")?)?;
         check_inputs(params, &model, &shard)?;
         let chosen = choose(params.seed, params.sequences, shard.len());
+        #[cfg(any(feature = "cuda", feature = "emulate"))]
+        if params.device == Device::Cuda {
+            let gpu = crate::gpu::open()?;
+            return on_gpu::run(&gpu, params, ctx, (&model, &weights), &shard, &chosen);
+        }
+        params.device.require_cpu(CacheTeacher::NAME)?;
         let files = Files::create(params, ctx, &model, &shard, &chosen)?;
         files.fill(params, ctx, &model, &weights, &shard, &chosen)
     }

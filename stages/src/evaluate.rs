@@ -17,7 +17,7 @@ use crate::eval::bench::Bench;
 use crate::eval::benchmarks;
 use crate::eval::probes::Probes;
 use crate::eval::report::{AgreementFigures, Figures, Layer, Metrics, Ratios, by_distance};
-use crate::eval::runner::{Loaded, SequenceScore, Work, scores};
+use crate::eval::runner::{Loaded, Runner, SequenceScore, Work};
 use crate::eval::score::{Agreement, Loss, hits};
 use crate::eval::tasks::encode::Encoder;
 use crate::eval::tasks::results::{Average, TaskResult};
@@ -124,7 +124,6 @@ impl Stage for Evaluate {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        params.device.require_cpu(Evaluate::NAME)?;
         let (questions, text) = (ctx.has("tasks") || params.probes.any(), ctx.has("tokens"));
         ensure!(
             questions || text,
@@ -137,13 +136,14 @@ impl Stage for Evaluate {
         let student = load(ctx, "model")?;
         let teacher = if ctx.has("teacher") { Some(load(ctx, "teacher")?) } else { None };
         same_vocabulary(&student, teacher.as_ref())?;
+        let runner = Runner::on(params.device, &student, teacher.as_ref())?;
         let mut metrics = Metrics { kind: "evaluation", ..Metrics::default() };
         // First, since they keep what is done when the step is stopped.
         if questions {
-            ask(params, ctx, &student, teacher.as_ref(), &mut metrics)?;
+            ask(params, ctx, &runner, &mut metrics)?;
         }
         if text {
-            read(params, ctx, &student, teacher.as_ref(), &mut metrics)?;
+            read(params, ctx, &runner, &mut metrics)?;
         }
         tell(ctx, &metrics);
         let path = ctx.output("metrics")?;
@@ -154,14 +154,8 @@ impl Stage for Evaluate {
 }
 
 /// Benchmarks and probes.
-fn ask(
-    params: &Params,
-    ctx: &mut Context,
-    student: &Loaded,
-    teacher: Option<&Loaded>,
-    metrics: &mut Metrics,
-) -> Result<()> {
-    let encoder = encoder(params, ctx, student)?;
+fn ask(params: &Params, ctx: &mut Context, runner: &Runner, metrics: &mut Metrics) -> Result<()> {
+    let encoder = encoder(params, ctx, runner.student)?;
     let inputs = ctx.inputs("tasks").to_vec();
     let tasks = benchmarks::tasks(&inputs)?;
     let mut scores: Box<dyn Write> = match tasks.is_empty() {
@@ -172,7 +166,7 @@ fn ask(
             Box::new(BufWriter::new(File::create(&path).with_context(create)?))
         }
     };
-    let mut bench = Bench::new(student, teacher, params.batch_tokens, ctx)?;
+    let mut bench = Bench::new(runner, params.batch_tokens, ctx)?;
     for (task, input) in tasks {
         let result =
             benchmarks::run((task, input), params.limit, &encoder, &mut bench, ctx, &mut scores)?;
@@ -247,47 +241,42 @@ fn comparable(student: &Loaded, tokens: &TokenShard) -> Result<()> {
 }
 
 /// Held-out text, and what it asks.
-fn read(
-    params: &Params,
-    ctx: &mut Context,
-    student: &Loaded,
-    teacher: Option<&Loaded>,
-    metrics: &mut Metrics,
-) -> Result<()> {
+fn read(params: &Params, ctx: &mut Context, runner: &Runner, metrics: &mut Metrics) -> Result<()> {
     let tokens = TokenShard::open(ctx.path("tokens")?)?;
     let asked = match ctx.has("answers") {
         true => Some(TokenShard::open(ctx.path("answers")?)?),
         false => None,
     };
     ensure!(!tokens.is_empty(), "there is no sequence to evaluate on in `tokens`");
-    comparable(student, &tokens)?;
-    measure(params, ctx, (student, teacher), (&tokens, asked.as_ref()), metrics)
+    comparable(runner.student, &tokens)?;
+    measure(params, ctx, runner, (&tokens, asked.as_ref()), metrics)
 }
 
 fn measure(
     params: &Params,
     ctx: &mut Context,
-    (student, teacher): (&Loaded, Option<&Loaded>),
+    runner: &Runner,
     (tokens, asked): (&TokenShard, Option<&TokenShard>),
     metrics: &mut Metrics,
 ) -> Result<()> {
+    let Runner { student, teacher, .. } = *runner;
     let sizes = |loaded: &Loaded| (loaded.model.config.layers.len(), loaded.model.config.d_model);
     let hidden = teacher.is_some_and(|teacher| sizes(teacher) == sizes(student));
     if teacher.is_some() && !hidden {
         ctx.note("model and teacher differ in layers or width: hidden states are not compared");
     }
     let (batch, sequences) = (params.batch, params.sequences.min(tokens.len()));
-    let work = Work { student, teacher, shard: tokens, sequences, batch, hidden };
-    let text = scores(work, ctx, "sequences")?;
+    let work = Work { shard: tokens, sequences, batch, hidden };
+    let text = runner.scores(work, ctx, "sequences")?;
     let (mut answers, mut found): (&[Answer], _) = (&[], [Vec::new(), Vec::new()]);
     if let Some(shard) = asked.filter(|shard| !shard.answers().is_empty()) {
         comparable(student, shard)?;
         let sequences = params.sequences.min(shard.len());
         let work = Work { shard, sequences, hidden: false, ..work };
-        let scores = scores(work, ctx, "sequences with answers")?;
+        let scores = runner.scores(work, ctx, "sequences with answers")?;
         let within = shard.answers().partition_point(|a| (a.sequence as usize) < sequences);
         answers = &shard.answers()[..within];
-        found = [0, 1].map(|side| all_hits(&scores, shard, answers, side));
+        found = [0, 1].map(|side| all_hits(&scores, answers, side));
     }
     let losses = |loss: fn(&SequenceScore) -> Loss| text.iter().map(loss).collect::<Vec<_>>();
     let student_figures = Figures::of(&losses(|s| s.student), answers, &found[0]);
@@ -303,18 +292,10 @@ fn measure(
 }
 
 /// Hits of every answer, by the student (side 0) or the teacher (side 1, if there is one).
-fn all_hits(
-    scores: &[SequenceScore],
-    shard: &TokenShard,
-    answers: &[Answer],
-    side: usize,
-) -> Vec<u32> {
-    let mut tokens = vec![0; shard.seq()];
+fn all_hits(scores: &[SequenceScore], answers: &[Answer], side: usize) -> Vec<u32> {
     let one = |answer: &Answer| {
-        let sequence = answer.sequence as usize;
-        shard.copy_to(sequence, &mut tokens);
-        let guesses = &scores[sequence].guesses[side];
-        if guesses.is_empty() { 0 } else { hits(guesses, &tokens, answer) }
+        let right = &scores[answer.sequence as usize].right[side];
+        if right.is_empty() { 0 } else { hits(right, answer) }
     };
     answers.iter().map(one).collect()
 }

@@ -5,14 +5,13 @@ use anyhow::{Result, ensure};
 use engine::stage::Context;
 use serde::{Deserialize, Serialize};
 
-use super::likelihood::{Item, Likelihood, likelihoods};
-use super::runner::Loaded;
+use super::likelihood::{Item, Likelihood};
+use super::runner::{Runner, Who};
 use crate::train::checkpoint::{self, Saved};
 
 /// The models, and what they answered so far.
 pub struct Bench<'a> {
-    student: &'a Loaded,
-    teacher: Option<&'a Loaded>,
+    runner: &'a Runner<'a>,
     budget: usize,
     done: Vec<(Job, Vec<Likelihood>)>,
 }
@@ -34,12 +33,7 @@ pub struct Answers {
 
 impl<'a> Bench<'a> {
     /// With the answers that an earlier attempt left. `budget` is the tokens of one pass.
-    pub fn new(
-        student: &'a Loaded,
-        teacher: Option<&'a Loaded>,
-        budget: usize,
-        ctx: &Context,
-    ) -> Result<Bench<'a>> {
+    pub fn new(runner: &'a Runner<'a>, budget: usize, ctx: &Context) -> Result<Bench<'a>> {
         let mut done = Vec::new();
         if let Some(latest) = ctx.checkpoint_latest() {
             let saved = Saved::open(&latest.dir)?;
@@ -48,14 +42,14 @@ impl<'a> Bench<'a> {
                 done.push((job, answers));
             }
         }
-        Ok(Bench { student, teacher, budget, done })
+        Ok(Bench { runner, budget, done })
     }
 
     /// Both models' answers to `items`. `name` is unique among the sets of questions.
     pub fn ask(&mut self, name: &str, items: &[Item], ctx: &mut Context) -> Result<Answers> {
-        let student = self.side(format!("{name} (student)"), self.student, items, ctx)?;
-        let teacher = match self.teacher {
-            Some(model) => Some(self.side(format!("{name} (teacher)"), model, items, ctx)?),
+        let student = self.side(format!("{name} (student)"), Who::Student, items, ctx)?;
+        let teacher = match self.runner.teacher {
+            Some(_) => Some(self.side(format!("{name} (teacher)"), Who::Teacher, items, ctx)?),
             None => None,
         };
         Ok(Answers { student, teacher })
@@ -64,7 +58,7 @@ impl<'a> Bench<'a> {
     fn side(
         &mut self,
         name: String,
-        model: &Loaded,
+        who: Who,
         items: &[Item],
         ctx: &mut Context,
     ) -> Result<Vec<Likelihood>> {
@@ -74,7 +68,7 @@ impl<'a> Bench<'a> {
             ensure!(had == has, "the checkpoint has {had} answers of `{}`, not {has}", job.name);
             return Ok(answers.clone());
         }
-        let answers = likelihoods(model, items, self.budget, ctx, &job.name)?;
+        let answers = self.runner.likelihoods(who, items, self.budget, ctx, &job.name)?;
         self.done.push((job, answers.clone()));
         self.save(ctx)?;
         Ok(answers)

@@ -77,7 +77,7 @@ struct Host<'a> {
 }
 
 /// Inputs of one pass and the length they are padded to.
-struct Batch<'a> {
+pub(super) struct Batch<'a> {
     hosts: &'a [Host<'a>],
     width: usize,
 }
@@ -122,28 +122,79 @@ pub fn likelihoods(
     ctx: &mut Context,
     unit: &str,
 ) -> Result<Vec<Likelihood>> {
-    let vocab = loaded.model.config.vocab;
+    answer(loaded.model.config.vocab, items, budget, ctx, unit, |ctx, batches, done| {
+        let start = || {
+            let mut side = None;
+            move |number: usize| pass(loaded, &mut side, &batches[number], items)
+        };
+        spread(ctx, batches.len(), start, done)
+    })
+}
+
+/// The likelihoods of the items of some batch, with their numbers.
+pub(super) type Answered = Vec<(usize, Likelihood)>;
+
+/// The frame of [`likelihoods`]: `run` answers all batches, in their order, and tells of each that it
+/// has done.
+pub(super) fn answer(
+    vocab: usize,
+    items: &[Item],
+    budget: usize,
+    ctx: &mut Context,
+    unit: &str,
+    run: impl FnOnce(
+        &mut Context,
+        &[Batch],
+        &mut dyn FnMut(&mut Context, usize),
+    ) -> Result<Vec<Answered>>,
+) -> Result<Vec<Likelihood>> {
     let largest = items.iter().map(Item::largest).max().unwrap_or(0) as usize;
     ensure!(largest < vocab, "token {largest} is asked of a model that has {vocab}");
     let hosts = hosts(items);
     let batches = batches(&hosts, budget);
-    let start = || {
-        let mut side = None;
-        let batches = &batches;
-        move |number: usize| pass(loaded, &mut side, &batches[number], items)
-    };
     let mut finished = 0;
-    let done = |ctx: &mut Context, number: usize| {
+    let mut done = |ctx: &mut Context, number: usize| {
         finished += batches[number].hosts.iter().map(|host| host.items.len()).sum::<usize>();
         ctx.progress(finished as u64, items.len() as u64, unit);
     };
     let mut found = vec![Likelihood::default(); items.len()];
-    for (item, likelihood) in spread(ctx, batches.len(), start, done)?.into_iter().flatten() {
+    for (item, likelihood) in run(ctx, &batches, &mut done)?.into_iter().flatten() {
         found[item] = likelihood;
     }
     let broken = found.iter().any(|likelihood| !likelihood.nats.is_finite());
     ensure!(!broken, "a likelihood is no finite number: the model's weights are broken");
     Ok(found)
+}
+
+impl Batch<'_> {
+    /// Inputs of the pass, and the length of the longest.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.hosts.len(), self.width)
+    }
+
+    /// All inputs, each filled up to `width`.
+    pub(super) fn tokens(&self, width: usize) -> Vec<u32> {
+        let mut tokens_n = vec![0; self.hosts.len() * width];
+        for (host, to) in self.hosts.iter().zip(tokens_n.chunks_exact_mut(width)) {
+            to[..host.tokens.len()].copy_from_slice(host.tokens);
+        }
+        tokens_n
+    }
+
+    /// Numbers of the items that the pass serves, each with the position of its host's first token.
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    pub(super) fn served(&self, width: usize) -> impl Iterator<Item = (usize, usize)> {
+        let each = self.hosts.iter().enumerate();
+        each.flat_map(move |(i, host)| host.items.iter().map(move |item| (*item, i * width)))
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+impl Item {
+    /// Positions of its input and the token that is asked for after each.
+    pub(super) fn asked(&self) -> impl Iterator<Item = (usize, u32)> {
+        self.rows().zip(self.continuation.iter().copied())
+    }
 }
 
 /// One pass: all items of a batch with their likelihoods.
@@ -152,21 +203,17 @@ fn pass<'a>(
     side: &mut Option<Side<'a>>,
     batch: &Batch,
     items: &[Item],
-) -> Vec<(usize, Likelihood)> {
-    let width = batch.width;
-    let dims = Dims { batch: batch.hosts.len(), seq: width };
+) -> Answered {
+    let (count, width) = batch.size();
+    let dims = Dims { batch: count, seq: width };
     let side = side.get_or_insert_with(|| Side::new(loaded, dims));
-    let mut tokens_n = vec![0; dims.tokens()];
-    for (host, to) in batch.hosts.iter().zip(tokens_n.chunks_exact_mut(width)) {
-        to[..host.tokens.len()].copy_from_slice(host.tokens);
-    }
-    side.forward(dims, &tokens_n);
+    side.forward(dims, &batch.tokens(width));
     let rows = batch.hosts.iter().enumerate();
     rows.flat_map(|(i, host)| serve(side, i * width, host, items)).collect()
 }
 
 /// The items of the host whose first row is `first`.
-fn serve(side: &mut Side, first: usize, host: &Host, items: &[Item]) -> Vec<(usize, Likelihood)> {
+fn serve(side: &mut Side, first: usize, host: &Host, items: &[Item]) -> Answered {
     let mut sums = vec![(0f64, true); host.items.len()];
     for span in spans(host.items.iter().map(|item| items[*item].rows())) {
         let logits_nv = side.logits(first + span.start..first + span.end);

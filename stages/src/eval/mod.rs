@@ -4,6 +4,8 @@
 pub mod bench;
 pub mod benchmarks;
 pub mod likelihood;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod on_gpu;
 pub mod probes;
 pub mod report;
 pub mod runner;

@@ -1,13 +1,16 @@
-//! Runs one or two models over a shard on several threads; what comes back depends on no thread.
+//! Runs one or two models over a shard, on several threads or on a GPU; what comes back depends on
+//! no thread.
 
 use anyhow::Result;
-use engine::stage::Context;
+use engine::stage::{Context, Stage as _};
 
+use super::likelihood::{Item, Likelihood, likelihoods};
 use super::score::{Agreement, Loss, distances, likeliest};
 use super::spread::spread;
 use crate::data::shard::TokenShard;
 use crate::models::{Keep, Model, Params, Pass};
 use crate::ops::Dims;
+use crate::train::device::Device;
 
 /// Rows whose logits are held at a time.
 pub(super) const ROWS: usize = 128;
@@ -29,19 +32,41 @@ pub struct SequenceScore {
     pub teacher: Loss,
     /// How far they agree.
     pub agreement: Agreement,
-    /// What each finds likeliest after every position.
-    pub guesses: [Vec<u32>; 2],
+    /// Whether each finds the token that follows likeliest, after every position (never after the last
+    /// one).
+    pub right: [Vec<bool>; 2],
     /// After each block, at every position: how far the hidden states are apart.
     pub distances: Vec<Vec<f32>>,
+}
+
+/// Which of the models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The model evaluated.
+    Student,
+    /// The one it is compared with.
+    Teacher,
+}
+
+/// The models, and what runs them.
+pub struct Runner<'a> {
+    /// The model evaluated.
+    pub student: &'a Loaded,
+    /// The one it is compared with.
+    pub teacher: Option<&'a Loaded>,
+    place: Place,
+}
+
+enum Place {
+    Cpu,
+    /// Weights are on the device all the time.
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    Gpu(Box<super::on_gpu::Weights>),
 }
 
 /// What is to be measured.
 #[derive(Clone, Copy)]
 pub struct Work<'a> {
-    /// The model evaluated.
-    pub student: &'a Loaded,
-    /// The one it is compared with.
-    pub teacher: Option<&'a Loaded>,
     /// The text.
     pub shard: &'a TokenShard,
     /// Number of sequences to look at, from the first.
@@ -52,24 +77,112 @@ pub struct Work<'a> {
     pub hidden: bool,
 }
 
-/// Scores every sequence, in order.
-pub fn scores(work: Work, ctx: &mut Context, unit: &str) -> Result<Vec<SequenceScore>> {
-    let batches = work.sequences.div_ceil(work.batch);
+impl<'a> Runner<'a> {
+    /// Where `device` says.
+    pub fn on(
+        device: Device,
+        student: &'a Loaded,
+        teacher: Option<&'a Loaded>,
+    ) -> Result<Runner<'a>> {
+        #[cfg(any(feature = "cuda", feature = "emulate"))]
+        if device == Device::Cuda {
+            return Runner::gpu(&crate::gpu::open()?, student, teacher);
+        }
+        device.require_cpu(crate::evaluate::Evaluate::NAME)?;
+        Ok(Runner::cpu(student, teacher))
+    }
+
+    /// On the step's threads.
+    pub fn cpu(student: &'a Loaded, teacher: Option<&'a Loaded>) -> Runner<'a> {
+        Runner { student, teacher, place: Place::Cpu }
+    }
+
+    /// On a GPU.
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    pub fn gpu(
+        gpu: &crate::gpu::launch::Gpu,
+        student: &'a Loaded,
+        teacher: Option<&'a Loaded>,
+    ) -> Result<Runner<'a>> {
+        let weights = super::on_gpu::Weights::new(gpu, student, teacher)?;
+        Ok(Runner { student, teacher, place: Place::Gpu(Box::new(weights)) })
+    }
+
+    /// Scores every sequence, in order.
+    pub fn scores(&self, work: Work, ctx: &mut Context, unit: &str) -> Result<Vec<SequenceScore>> {
+        match &self.place {
+            Place::Cpu => scores(self, work, ctx, unit),
+            #[cfg(any(feature = "cuda", feature = "emulate"))]
+            Place::Gpu(weights) => weights.scores(self, work, ctx, unit),
+        }
+    }
+
+    /// One model's likelihood of every item, in their order. `budget` is the tokens of one pass.
+    pub fn likelihoods(
+        &self,
+        who: Who,
+        items: &[Item],
+        budget: usize,
+        ctx: &mut Context,
+        unit: &str,
+    ) -> Result<Vec<Likelihood>> {
+        let loaded = match who {
+            Who::Student => self.student,
+            Who::Teacher => self.teacher.expect("asked only where there is one"),
+        };
+        match &self.place {
+            Place::Cpu => likelihoods(loaded, items, budget, ctx, unit),
+            #[cfg(any(feature = "cuda", feature = "emulate"))]
+            Place::Gpu(weights) => weights.likelihoods((loaded, who), items, budget, ctx, unit),
+        }
+    }
+}
+
+impl Work<'_> {
+    /// How many passes there are.
+    pub(super) fn batches(&self) -> usize {
+        self.sequences.div_ceil(self.batch)
+    }
+
+    /// The tokens of pass `batch`.
+    pub(super) fn tokens(&self, batch: usize) -> (Dims, Vec<u32>) {
+        let (seq, first) = (self.shard.seq(), batch * self.batch);
+        let count = self.batch.min(self.sequences - first);
+        let mut tokens_n = vec![0; count * seq];
+        for (i, tokens) in tokens_n.chunks_exact_mut(seq).enumerate() {
+            self.shard.copy_to(first + i, tokens);
+        }
+        (Dims { batch: count, seq }, tokens_n)
+    }
+
+    /// Tells that so many passes ended.
+    pub(super) fn progress(&self, ctx: &mut Context, finished: usize, unit: &str) {
+        let sequences = (finished * self.batch).min(self.sequences);
+        ctx.progress(sequences as u64, self.sequences as u64, unit);
+    }
+}
+
+fn scores(
+    models: &Runner,
+    work: Work,
+    ctx: &mut Context,
+    unit: &str,
+) -> Result<Vec<SequenceScore>> {
+    let (student, teacher) = (models.student, models.teacher);
     let start = || {
-        let mut runner = Runner::new(work);
-        move |batch| runner.batch(batch)
+        let mut thread = Thread::new(student, teacher, work);
+        move |batch| thread.batch(batch)
     };
     let mut finished = 0;
     let done = |ctx: &mut Context, _| {
         finished += 1;
-        let sequences = (finished * work.batch).min(work.sequences);
-        ctx.progress(sequences as u64, work.sequences as u64, unit);
+        work.progress(ctx, finished, unit);
     };
-    Ok(spread(ctx, batches, start, done)?.into_iter().flatten().collect())
+    Ok(spread(ctx, work.batches(), start, done)?.into_iter().flatten().collect())
 }
 
 /// One thread's buffers.
-struct Runner<'a> {
+struct Thread<'a> {
     work: Work<'a>,
     student: Side<'a>,
     teacher: Option<Side<'a>>,
@@ -107,22 +220,16 @@ impl<'a> Side<'a> {
     }
 }
 
-impl<'a> Runner<'a> {
-    fn new(work: Work<'a>) -> Runner<'a> {
+impl<'a> Thread<'a> {
+    fn new(student: &'a Loaded, teacher: Option<&'a Loaded>, work: Work<'a>) -> Thread<'a> {
         let dims = Dims { batch: work.batch.min(work.sequences), seq: work.shard.seq() };
         let side = |loaded| Side::new(loaded, dims);
-        Runner { work, student: side(work.student), teacher: work.teacher.map(side) }
+        Thread { work, student: side(student), teacher: teacher.map(side) }
     }
 
     fn batch(&mut self, batch: usize) -> Vec<SequenceScore> {
-        let seq = self.work.shard.seq();
-        let first = batch * self.work.batch;
-        let count = self.work.batch.min(self.work.sequences - first);
-        let mut tokens_n = vec![0; count * seq];
-        for (i, tokens) in tokens_n.chunks_exact_mut(seq).enumerate() {
-            self.work.shard.copy_to(first + i, tokens);
-        }
-        let dims = Dims { batch: count, seq };
+        let (dims, tokens_n) = self.work.tokens(batch);
+        let seq = dims.seq;
         self.student.forward(dims, &tokens_n);
         if let Some(teacher) = &mut self.teacher {
             teacher.forward(dims, &tokens_n);
@@ -141,20 +248,20 @@ impl<'a> Runner<'a> {
             let student_nv = self.student.logits(rows.clone());
             let v = student_nv.len() / rows.len();
             for (logits_v, next) in student_nv.chunks_exact(v).zip(nexts.clone()) {
-                score.guesses[0].push(likeliest(logits_v) as u32);
+                score.right[0].push(Some(likeliest(logits_v) as u32) == next);
                 next.into_iter().for_each(|next| score.student.add(logits_v, next));
             }
             let Some(teacher) = &mut self.teacher else { continue };
             let pairs = teacher.logits(rows).chunks_exact(v).zip(student_nv.chunks_exact(v));
             for ((teacher_v, student_v), next) in pairs.zip(nexts) {
-                score.guesses[1].push(likeliest(teacher_v) as u32);
+                score.right[1].push(Some(likeliest(teacher_v) as u32) == next);
                 let Some(next) = next else { continue };
                 score.teacher.add(teacher_v, next);
                 score.agreement.add(teacher_v, student_v);
             }
         }
         if let (Some(teacher), true) = (&self.teacher, self.work.hidden) {
-            let width = self.work.student.model.config.d_model;
+            let width = self.student.loaded.model.config.d_model;
             let span = first * width..(first + tokens.len()) * width;
             let pairs = teacher.pass.hidden.iter().zip(&self.student.pass.hidden).skip(1);
             let apart = |(t, s): (&Vec<f32>, &Vec<f32>)| {

@@ -65,11 +65,10 @@ impl Agreement {
     }
 }
 
-/// How many tokens of the answer were guessed, given all true tokens before them; `guesses[t]` is
-/// what the model found likeliest to follow position t.
-pub fn hits(guesses: &[u32], tokens: &[u32], answer: &Answer) -> u32 {
-    let hit = |at: &usize| guesses[at - 1] == tokens[*at];
-    (answer.start as usize..answer.end as usize).filter(hit).count() as u32
+/// How many tokens of the answer were guessed, given all true tokens before them; `right[t]` is
+/// whether the model found the token after position t likeliest.
+pub fn hits(right: &[bool], answer: &Answer) -> u32 {
+    (answer.start as usize..answer.end as usize).filter(|at| right[at - 1]).count() as u32
 }
 
 /// ‖s − t‖ / ‖t‖ at each position, of hidden states T·D.
@@ -109,12 +108,12 @@ mod tests {
 
     #[test]
     fn answers_are_scored_by_the_position_before_them() {
-        let (guesses, tokens) = ([2, 0, 2, 0], [0, 2, 1, 2]);
+        let right = [true, false, true, false];
         let mut answer: Answer = bytemuck::Zeroable::zeroed();
         (answer.start, answer.end) = (1, 4);
-        assert_eq!(hits(&guesses, &tokens, &answer), 2);
+        assert_eq!(hits(&right, &answer), 2);
         (answer.start, answer.end) = (2, 3);
-        assert_eq!(hits(&guesses, &tokens, &answer), 0);
+        assert_eq!(hits(&right, &answer), 0);
         assert_eq!(likeliest(&[0.0, 2.0, 1.0, 2.0]), 1);
     }
 
