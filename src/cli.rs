@@ -313,18 +313,40 @@ pub struct Chat {
 #[derive(Subcommand)]
 pub enum Bench {
     /// Measure the speed and the memory of making text after long contexts
-    Decode(BenchDecode),
+    Decode(Box<BenchDecode>),
+    /// Measure the GPU: phases of training and single ops, beside what it can do at most
+    Gpu(BenchGpu),
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:
-  pipe bench decode teacher distill --contexts 1k,8k,32k,128k")]
+#[command(
+    after_help = "On a GPU a batch of texts goes on side by side; tokens/s are those of all. `of copy` is the bytes that
+have to move for a token (weights, keys and values, states), a second, as a part of what the same
+run measured for a large copy.
+
+Examples:
+  pipe bench decode teacher distill --contexts 1k,8k,32k,128k
+  pipe bench decode --model smollm2 --contexts 32k --batch 32 --device cuda"
+)]
 pub struct BenchDecode {
     /// Steps, or paths of model files; the others are compared with the first
-    #[arg(required = true, value_name = "STEP")]
+    #[arg(required_unless_present = "sizes", conflicts_with = "sizes", value_name = "STEP")]
     pub steps: Vec<String>,
+    /// Sizes of a model with made-up weights, instead of steps
+    #[arg(long = "model", id = "sizes", value_name = "NAME", value_parser = ["smollm2", "phi", "tiny"])]
+    pub sizes: Option<String>,
+    /// Layers of `--model` that are replaced: `none` is the teacher, `all` the student
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "none,all",
+        value_parser = ["none", "all"], requires = "sizes")]
+    pub replace: Vec<String>,
+    /// Where to decode; `auto` takes a GPU if this build can use one and there is one
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = ["auto", "cpu", "cuda"])]
+    pub device: String,
+    /// Texts side by side; more than one on a GPU only
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub batch: u32,
     /// Tokens before those that are measured
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1k,8k,32k,128k", value_parser = tokens)]
+    #[arg(long, alias = "context", value_name = "N,…", value_delimiter = ',', default_value = "1k,8k,32k,128k", value_parser = tokens)]
     pub contexts: Vec<usize>,
     /// Tokens to measure, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=100_000))]
@@ -337,6 +359,38 @@ pub struct BenchDecode {
     pub json: bool,
     #[command(flatten)]
     pub model: OfModel,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Sizes are those of SmolLM2-135M and Phi-1.5, weights and tokens are made up. `share`, of a phase:
+the least arithmetic that it needs, as a part of what the same run measured for a large product of
+bf16; of an op: its arithmetic likewise, or its bytes beside a large copy's.
+
+Examples:
+  pipe bench gpu
+  pipe bench gpu --model phi --phase distill --batch 8 --json"
+)]
+pub struct BenchGpu {
+    /// Sizes of the model
+    #[arg(long, value_name = "NAME", default_value = "smollm2", value_parser = ["smollm2", "phi", "tiny"])]
+    pub model: String,
+    /// What to measure
+    #[arg(long, value_name = "PHASE", default_value = "all",
+        value_parser = ["teacher", "teacher-logits", "orient", "align", "distill", "ops", "all"])]
+    pub phase: String,
+    /// Sequences of an update [default: 32 of smollm2, 8 of phi]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub batch: Option<u32>,
+    /// Sequences that the GPU works on at a time [default: as in training]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub micro_batch: Option<u32>,
+    /// Updates to time, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub updates: u32,
+    /// Print an object of JSON for each phase and op
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// From one to a number that no run reaches.

@@ -147,6 +147,9 @@ fn what_is_wrong_with_a_model_or_a_prompt_is_told() {
     told(&["chat", "teacher", "-f", "p.yaml"], b"", "has no result yet");
     told(&["bench", "decode", "teacher", "-f", "p.yaml"], b"", "has no result yet");
     told(&["bench", "decode", "x", "--contexts", "1q"], b"", "8k or 1m");
+    if cfg!(not(any(feature = "cuda", feature = "emulate"))) {
+        told(&["bench", "gpu"], b"", "no CUDA");
+    }
 
     project.run(&["--until", "student"]);
     told(&["generate", "student", "--prompt", "-"], b"ab\xffc", "not UTF-8 (at byte 2)");

@@ -61,7 +61,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Export(args) => export::export(args),
         Verb::Generate(args) => generate::generate(args),
         Verb::Chat(args) => chat::chat(args),
-        Verb::Bench(Bench::Decode(args)) => bench::decode(args),
+        Verb::Bench(Bench::Decode(args)) => bench::decode(*args),
+        Verb::Bench(Bench::Gpu(args)) => bench::gpu(args),
         Verb::Stages(args) => stages::stages(args),
         Verb::Schema => schema::schema(),
         Verb::Worker { store } => {

@@ -92,7 +92,6 @@ impl Stage for SampleTeacher {
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-        params.device.require_cpu(SampleTeacher::NAME)?;
         let (model, weights) = Model::load(&ctx.tensors("model")?).context("input `model`")?;
         let tokenizer = crate::tokenize::load(ctx.path("tokenizer")?)?;
         let (known, vocab) = (tokenizer.get_vocab_size(true), model.config.vocab);
@@ -100,6 +99,11 @@ impl Stage for SampleTeacher {
         let (_, first) = separator(&tokenizer, params.separator.as_deref())?;
         let ends = ENDS.iter().filter_map(|name| tokenizer.token_to_id(name));
         let ends: Vec<u32> = ends.chain([first]).collect();
+        #[cfg(any(feature = "cuda", feature = "emulate"))]
+        if params.device == Device::Cuda {
+            return on_gpu(params, ctx, (&model, &weights), &tokenizer, (first, &ends));
+        }
+        params.device.require_cpu(SampleTeacher::NAME)?;
         let writer = Author { params, model: &model, weights: &weights, first, ends, known };
         let path = ctx.output("text")?;
         let mut out = BufWriter::new(std::fs::File::create(&path)?);
@@ -130,6 +134,46 @@ impl Stage for SampleTeacher {
         ctx.note(format!("{documents} documents of {written} tokens"));
         Ok(())
     }
+}
+
+/// The same documents on a GPU, up to the errors of bf16.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn on_gpu(
+    params: &Params,
+    ctx: &mut Context,
+    (model, weights): (&Model, &Weights),
+    tokenizer: &Tokenizer,
+    (first, ends): (u32, &[u32]),
+) -> Result<()> {
+    use crate::gpu::decode::{Writing, batch_of, sample};
+
+    let writing = Writing {
+        seed: params.seed,
+        document: params.document,
+        temperature: params.temperature as f32,
+        first,
+        ends,
+        known: tokenizer.get_vocab_size(true),
+        batch: batch_of(&model.config, params.document, params.tokens / params.document as u64 + 1),
+    };
+    let path = ctx.output("text")?;
+    let mut out = BufWriter::new(std::fs::File::create(&path)?);
+    let (mut written, mut documents) = (0u64, 0u64);
+    sample(&crate::gpu::open()?, model, &weights.flat, &writing, |complete| {
+        ctx.check_cancelled()?;
+        for tokens in complete {
+            if written < params.tokens {
+                written += tokens.len() as u64;
+                documents += 1;
+                line(&mut out, tokenizer, &tokens)?;
+            }
+        }
+        ctx.progress(written.min(params.tokens), params.tokens, "tokens");
+        Ok(written < params.tokens)
+    })?;
+    out.flush().with_context(|| format!("cannot write {}", path.display()))?;
+    ctx.note(format!("{documents} documents of {written} tokens"));
+    Ok(())
 }
 
 fn line(out: &mut impl std::io::Write, tokenizer: &Tokenizer, tokens: &[u32]) -> Result<()> {

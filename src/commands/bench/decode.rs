@@ -1,17 +1,20 @@
 //! `pipe bench decode STEP...`: speed and memory of the next token after long contexts.
 
+mod device;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use stages::models::decode::Decoder;
 use stages::models::{Model, Params};
 use stages::train::philox::Philox;
 
-use super::{model_of, speech};
+use super::super::{Wrong, model_of, speech};
 use crate::cli::BenchDecode;
 use crate::out::{self, Paint, bytes, clean};
+use device::{Device, Moved};
 
 /// One model after one context.
 struct Measure {
@@ -26,22 +29,51 @@ struct Cost {
     state: u64,
     resident: Option<u64>,
     anonymous: Option<u64>,
+    /// On a GPU.
+    moved: Option<Moved>,
 }
 
+/// What is measured, by name.
+fn subjects(args: &BenchDecode) -> Result<Vec<(String, Load<'_>)>> {
+    if let Some(sizes) = &args.sizes {
+        let named = |layers: &String| {
+            let student = layers == "all";
+            let load: Load = Box::new(move || device::made_up(sizes, student));
+            (format!("{sizes}, {layers} replaced"), load)
+        };
+        return Ok(args.replace.iter().map(named).collect());
+    }
+    let step = |name: &String| {
+        let files = model_of::find(name, &args.model)?;
+        let name = files.name.clone();
+        Ok((name, Box::new(move || speech::load(&files)) as Load))
+    };
+    args.steps.iter().map(step).collect()
+}
+
+/// One model at a time is in memory.
+type Load<'a> = Box<dyn Fn() -> Result<(Model, Params)> + 'a>;
+
 pub fn decode(args: BenchDecode) -> Result<ExitCode> {
-    let files: Vec<_> =
-        args.steps.iter().map(|name| model_of::find(name, &args.model)).collect::<Result<_>>()?;
+    let subjects = subjects(&args)?;
+    let device = Device::open(&args)?;
+    if device.is_none() && args.batch > 1 {
+        bail!(Wrong("the CPU decodes one text at a time: leave out `--batch`".into()));
+    }
     let mut all = Vec::new();
     if !args.json {
-        out::line(Paint::stdout().dim(&heading(&args)));
-        row(["model", "context", "tokens/s", "state", "process", "speed", "state"]
-            .map(String::from));
+        out::line(Paint::stdout().dim(&heading(&args, device.as_ref())));
+        let fifth = if device.is_some() { "of copy" } else { "process" };
+        row(["model", "context", "tokens/s", "state", fifth, "speed", "state"].map(String::from));
     }
-    for files in &files {
-        let (model, params) = speech::load(files)?;
+    for (name, load) in subjects {
+        let (model, params) = load()?;
         for &context in &args.contexts {
-            let cost = measure(&args, &model, &params, context);
-            let one = Measure { model: files.name.clone(), context, cost };
+            let cost = match &device {
+                Some(device) => device.measure(&args, &model, &params, context)?,
+                None => measure(&args, &model, &params, context),
+            };
+            let one = Measure { model: name.clone(), context, cost };
             if !args.json {
                 tell(&one, first(&all, context));
             }
@@ -51,24 +83,35 @@ pub fn decode(args: BenchDecode) -> Result<ExitCode> {
     if args.json {
         let results: Vec<Value> =
             all.iter().map(|one| one.json(first(&all, one.context))).collect();
-        let object = json!({
+        let mut object = json!({
             "tokens": args.tokens,
             "context": if args.read { "read" } else { "pretended" },
             "threads": rayon::current_num_threads(),
+            "batch": args.batch,
             "results": results,
         });
+        if let Some(device) = &device {
+            object["device"] = json!(device.name());
+            object["copy_gb_s"] = json!(device.copy_gb_s());
+        }
         out::line(serde_json::to_string_pretty(&object)?);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn heading(args: &BenchDecode) -> String {
+fn heading(args: &BenchDecode, device: Option<&Device>) -> String {
     let filled = match args.read {
         true => "context of random tokens, read",
         false => "context filled without reading, cost only",
     };
-    let threads = rayon::current_num_threads();
-    format!("median of {} tokens, {threads} threads; {filled}", args.tokens)
+    let on = match device {
+        Some(device) => {
+            let (name, copies, batch) = (device.name(), device.copy_gb_s(), args.batch);
+            format!("{}, copies {copies:.0} GB/s, {batch} texts", clean(&name))
+        }
+        None => format!("{} threads", rayon::current_num_threads()),
+    };
+    format!("median of {} tokens, {on}; {filled}", args.tokens)
 }
 
 /// What the first model took after the same context.
@@ -127,6 +170,7 @@ fn measure(
         state: decoder.bytes() as u64,
         resident: proc_bytes("/proc/self/status", "VmRSS:"),
         anonymous: proc_bytes("/proc/self/status", "RssAnon:"),
+        moved: None,
     })
 }
 
@@ -142,6 +186,12 @@ impl Measure {
                 object["process_anonymous_bytes"] = json!(cost.anonymous);
                 object["speed_ratio"] = json!(first.map(|first| cost.rate / first.rate));
                 object["state_ratio"] = json!(first.map(|first| ratio(cost.state, first.state)));
+                if let Some(moved) = &cost.moved {
+                    object["milliseconds"] = json!(moved.milliseconds);
+                    object["weight_bytes"] = json!(moved.weights);
+                    object["gb_s"] = json!(moved.gb_s);
+                    object["copy_share"] = json!(moved.share);
+                }
             }
         }
         object
@@ -159,12 +209,16 @@ fn tell(one: &Measure, first: Option<&Cost>) {
         Err(why) => out::line(format!("{model:<24} {context:>8}  left out: {}", clean(why))),
         Ok(cost) => {
             let first = first.unwrap_or(cost);
+            let fifth = match &cost.moved {
+                Some(moved) => format!("{:.1}%", 100.0 * moved.share),
+                None => cost.resident.map_or("?".into(), bytes),
+            };
             row([
                 model,
                 context,
                 format!("{:.1}", cost.rate),
                 bytes(cost.state),
-                cost.resident.map_or("?".into(), bytes),
+                fifth,
                 format!("{:.2}x", cost.rate / first.rate),
                 format!("{:.3}x", ratio(cost.state, first.state)),
             ]);
