@@ -9,14 +9,15 @@
 //! ```text
 //! teacher         Σ 2(qkv + o + mlp) + attention               teacher-logits   + 2 head
 //! orient          teacher + Σ 4(B, C, A_log of in_proj) + 3 T·N·heads     M, dC and dB
-//! align           teacher + Σ 4 in_proj + 6 out_proj + 4 mlp + 3 scan     frozen norm and MLP
+//! align           teacher + Σ 4 in_proj + 6 out_proj + 4 mlp + 3 scan     frozen norm and MLP;
+//!                 no mlp where it is beside the mixer: it adds the same to both outputs
 //! distill         teacher-logits + 3 (Σ 2(in_proj + out_proj + mlp) + scan + 2 head)
 //! ```
 //!
 //! At SmolLM2's sizes distill is 1.28 GFLOP a token.
 
 use super::phases::Phase;
-use crate::models::{Config, MlpKind};
+use crate::models::{Config, MlpKind, Wiring};
 
 /// Positions of a chunk of the scan.
 const CHUNK: usize = 64;
@@ -38,7 +39,10 @@ pub fn flops(phase: Phase, student: &Config, seq: usize) -> f64 {
         Phase::Teacher => teacher,
         Phase::TeacherLogits => teacher + head,
         Phase::Orient => teacher + layers * (4 * matrix + 3 * seq * n * c.heads),
-        Phase::Align => teacher + layers * (4 * into + 6 * out + 4 * mlp + 3 * scan),
+        Phase::Align => {
+            let through = if c.wiring == Wiring::Sequential { 4 * mlp } else { 0 };
+            teacher + layers * (4 * into + 6 * out + through + 3 * scan)
+        }
         Phase::Distill => {
             let student = layers * (2 * (into + out + mlp) + scan) + head;
             teacher + head + 3 * student
