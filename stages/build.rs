@@ -60,7 +60,7 @@ fn cuda(sources: &[PathBuf]) {
         let child = command.spawn().unwrap_or_else(|error| {
             panic!(
                 "feature `cuda` needs NVIDIA's compiler, but `{}` could not be started ({error}): \
-                 install the CUDA toolkit (12.4 or newer) and put nvcc on the PATH, or set \
+                 install the CUDA toolkit (13) and put nvcc on the PATH, or set \
                  CUDA_HOME",
                 nvcc.display()
             )

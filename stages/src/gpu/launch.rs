@@ -436,7 +436,7 @@ impl Gpu {
         }
         if let Err(mut message) = result {
             // A fault shows where the host waits, or at the next graph.
-            if !check && (LATE.contains(&op) || op.contains(' ')) {
+            if !check && LATE.contains(&op) {
                 message += "; run it again with PIPE_GPU_CHECK=1 to learn which op it was";
             }
             known.replace(Some(fault(op, message)));
@@ -444,8 +444,9 @@ impl Gpu {
     }
 }
 
-/// Ops that report what went wrong before them.
-const LATE: &[&str] = &["download", "synchronise", "wait", "micro-batch"];
+/// Ops that report what went wrong before them, and graphs.
+const LATE: &[&str] =
+    &["download", "synchronise", "wait", "micro-batch", "optimiser step", "decoding"];
 
 fn fault(op: &str, message: String) -> DeviceFault {
     DeviceFault { op: op.to_string(), message }

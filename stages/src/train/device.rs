@@ -1,4 +1,4 @@
-//! Where a step computes. Only the CPU is built so far.
+//! Where a step computes; `auto` is resolved when the pipeline is planned.
 
 use anyhow::{Result, bail};
 use schemars::JsonSchema;
@@ -18,10 +18,13 @@ pub enum Device {
 }
 
 impl Device {
-    /// Refuses what stage `stage` cannot do yet.
+    /// Refuses what a build without CUDA cannot do.
     pub fn require_cpu(self, stage: &str) -> Result<()> {
         if self == Device::Cuda {
-            bail!("`{stage}` runs on the CPU only so far: set `device` to `auto` or `cpu`");
+            bail!(
+                "`{stage}` is asked for `device: cuda`, but this build has no CUDA: build it with \
+                 `--features cuda`, or set `device` to `auto` or `cpu`"
+            );
         }
         Ok(())
     }

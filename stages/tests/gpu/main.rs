@@ -1,6 +1,6 @@
 //! Kernels and what is made of them against the f32 code of the CPU. Runs on the GPU where there is
-//! one (feature `cuda`), else on the emulator (feature `emulate`); without either feature there is
-//! nothing to test.
+//! one (feature `cuda`, with `--test-threads 1`: what one thread does ends another's recording), else
+//! on the emulator (feature `emulate`); without either feature there is nothing to test.
 #![cfg(any(feature = "cuda", feature = "emulate"))]
 
 mod adamw;
