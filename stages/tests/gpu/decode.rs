@@ -302,3 +302,41 @@ fn decode_writes_documents_in_order_as_the_cpu_draws_them() {
         }
     }
 }
+
+/// The stage itself: whole documents on both devices, the same bytes twice.
+#[test]
+fn the_stage_writes_documents_on_both_devices() {
+    use engine::stage::{Context, Stage as _};
+    use stages::sample_teacher::{Params, SampleTeacher};
+    use stages::train::device::Device;
+    use stages::train_tokenizer::{self, TrainTokenizer};
+
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, device| {
+        let (text, model) = (dir.path().join("text.jsonl"), dir.path().join("model.safetensors"));
+        let tokenizer = dir.path().join("tokenizer/tokenizer.json");
+        if !model.exists() {
+            let line = r#"{"text": "a cat sat on a mat and a dog ran to a man in a van"}"#;
+            std::fs::write(&text, format!("{line}\n").repeat(20)).unwrap();
+            let at = dir.path().join("tokenizer-step");
+            let mut ctx = Context::local::<TrainTokenizer>(&at, &[("text", &[&*text])]);
+            let params = train_tokenizer::Params { vocab: 264, ..Default::default() };
+            TrainTokenizer::run(&params, &mut ctx).unwrap();
+            std::fs::create_dir_all(tokenizer.parent().unwrap()).unwrap();
+            std::fs::copy(&ctx.made()[0].path, &tokenizer).unwrap();
+            let config = Config { vocab: 264, separator: Some(0), ..llama() };
+            let teacher = Model::new(config).unwrap();
+            teacher.save(&model, &teacher.init(3)).unwrap();
+        }
+        let inputs: [(&str, &[&std::path::Path]); 2] =
+            [("model", &[&*model]), ("tokenizer", &[&*tokenizer])];
+        let mut ctx = Context::local::<SampleTeacher>(&dir.path().join(name), &inputs);
+        let params = Params { tokens: 120, document: 24, device, ..Default::default() };
+        SampleTeacher::run(&params, &mut ctx).unwrap();
+        std::fs::read_to_string(&ctx.made()[0].path).unwrap()
+    };
+    let (cpu, gpu) = (run("cpu", Device::Cpu), run("gpu", Device::Cuda));
+    assert_eq!(gpu, run("again", Device::Cuda), "a second run wrote other documents");
+    assert!(cpu.lines().count() >= 5 && gpu.lines().count() >= 5, "{cpu}{gpu}");
+    assert!(gpu.lines().all(|line| line.starts_with("{\"text\":")), "{gpu}");
+}

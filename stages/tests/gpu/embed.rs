@@ -7,8 +7,9 @@ use crate::support::{close, devices, full, half, normal, poison, read, read_full
 
 #[test]
 fn gathers_rows_and_adds_their_gradients() {
-    let frequent = |i: usize| if i % 2 == 0 { 5 } else { i * 31 % 40 };
-    let cases: [(usize, usize, &dyn Fn(usize) -> usize); 5] = [
+    let frequent = |i: usize| if i.is_multiple_of(2) { 5 } else { i * 31 % 40 };
+    type Case<'a> = (usize, usize, &'a dyn Fn(usize) -> usize);
+    let cases: [Case; 5] = [
         (1, 8, &|_| 3),
         (130, 72, &|i| i * 17 % 40),
         (700, 40, &frequent),
