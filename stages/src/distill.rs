@@ -153,15 +153,8 @@ impl Stage for Distill {
 }
 
 fn course(params: &Params, split: &Split) -> Course {
-    Course {
-        rate: Wsd::new(params.lr, params.updates, params.warmup, params.decay),
-        sequences: split.train,
-        batch: split.batch,
-        seq: split.seq,
-        seed: params.seed,
-        checkpoint_every: params.checkpoint_every,
-        metrics_every: params.metrics_every,
-    }
+    let rate = Wsd::new(params.lr, params.updates, params.warmup, params.decay);
+    split.course(rate, params.seed, (params.checkpoint_every, params.metrics_every))
 }
 
 /// The model of input `student` with what is trained of it.

@@ -229,6 +229,14 @@ impl Split {
         Ok(Split { train: sequences - held, held, batch, seq })
     }
 
+    /// A way through the sequences to train on, at `rate`; `every` says how many updates lie between
+    /// checkpoints and between points of the curve.
+    pub fn course(&self, rate: Wsd, seed: u64, every: (u64, u64)) -> Course {
+        let Split { train: sequences, batch, seq, .. } = *self;
+        let (checkpoint_every, metrics_every) = every;
+        Course { rate, sequences, batch, seq, seed, checkpoint_every, metrics_every }
+    }
+
     /// The held-out sequences in batches.
     pub fn held_out(&self) -> Vec<Vec<usize>> {
         let all: Vec<usize> = (self.train..self.train + self.held).collect();

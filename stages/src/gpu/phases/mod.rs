@@ -6,6 +6,7 @@
 //! losses and norms of many updates at once.
 
 pub mod align;
+pub mod apart;
 pub mod distill;
 pub mod evaluate;
 pub mod orient;

@@ -5,11 +5,11 @@ use anyhow::{Result, bail};
 use half::bf16;
 
 use super::teacher::{Cached, Seen, TURNS, Teacher};
-use super::{Driver, Work};
+use super::{Driver, Work, apart};
 use crate::gpu::batch::Batch;
 use crate::gpu::gemm::Mat;
 use crate::gpu::launch::{Buf, Gpu, Slice};
-use crate::gpu::learners::{Learners, Member};
+use crate::gpu::learners::Learners;
 use crate::gpu::model::acts;
 use crate::gpu::model::block::Block;
 use crate::gpu::model::norm::Stats;
@@ -17,8 +17,7 @@ use crate::gpu::model::room::Room;
 use crate::gpu::model::whole::check;
 use crate::gpu::ops::adamw::Record;
 use crate::gpu::ops::orient as op;
-use crate::gpu::weights::{Places, Twin};
-use crate::models::{Config, Slot, Trained};
+use crate::models::{Config, Trained};
 use crate::ops::Dims;
 use crate::ops::orient::Sums;
 use crate::train::layer::Layer;
@@ -59,14 +58,8 @@ pub fn driver(
     check(config)?;
     let dims = Dims { batch: micro, seq: source.seq() };
     let teacher = Teacher::new(gpu, &source.model, &source.params, dims, TURNS)?;
-    let learners = learners(gpu, layers)?;
-    let trained = Trained::MIXERS;
-    let blocks = layers.iter().enumerate().map(|(at, layer)| {
-        let twin = Twin::new(&layer.block, &source.model.blocks[layer.number], teacher.bank());
-        let bank = learners.bank(at, Some(Box::new(twin)));
-        (layer.number, Block::new(&layer.block, config, &bank, trained))
-    });
-    let blocks: Vec<(usize, Block)> = blocks.collect();
+    let of = (&source.model, &teacher);
+    let (learners, blocks) = apart::upload(gpu, of, config, layers, Trained::MIXERS)?;
     let mixer = *blocks[0].1.ssm();
     let heads = teacher.heads;
     let shape = op::Shape {
@@ -106,25 +99,6 @@ pub fn driver(
         source,
     };
     Driver::new(gpu, work, learners, dims)
-}
-
-/// The mixers of `layers`, one after the other.
-fn learners(gpu: &Gpu, layers: &[Layer]) -> Result<Learners> {
-    let mut base = 0;
-    let members = layers.iter().map(|layer| {
-        let ssm = layer.ssm();
-        let own = [ssm.in_proj, ssm.z_bias, ssm.conv, ssm.conv_bias, ssm.d, ssm.out];
-        let places = Places::of_block(&layer.block, base, |slot: Slot| own.contains(&slot));
-        base = places.end();
-        Member {
-            name: layer.learner.name.clone(),
-            host: layer.learner.params.clone(),
-            places,
-            groups: layer.learner.groups.clone(),
-        }
-    });
-    let members = members.collect();
-    Learners::new(gpu, members, layers[0].learner.clip)
 }
 
 impl Orient {
