@@ -131,6 +131,22 @@ pub(crate) fn measure(path: &Path) -> Option<(Kind, u64)> {
     Some((kind, bytes))
 }
 
+/// Directories below `dir` that hold nothing.
+pub(crate) fn empty_dirs(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for (path, meta) in list(dir)? {
+        if meta.is_dir() {
+            let inner = empty_dirs(&path)?;
+            if inner.is_empty() && list(&path)?.is_empty() {
+                found.push(path);
+            } else {
+                found.extend(inner);
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Makes files 0444 (0555 with an executable bit) and directories below the top 0555. The top one
 /// stays writable, since a read-only directory cannot be moved to another parent. A file with a
 /// second name is replaced by a copy: the other name is somebody else's.
@@ -218,7 +234,8 @@ pub(crate) fn kind_of(path: &Path, meta: &Metadata) -> Result<Kind> {
     }
 }
 
-fn executable(meta: &Metadata) -> bool {
+/// Whether its owner may execute it.
+pub(crate) fn executable(meta: &Metadata) -> bool {
     meta.mode() & 0o100 != 0
 }
 
