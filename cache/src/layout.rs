@@ -13,8 +13,18 @@ use crate::tree;
 
 const VERSION: u32 = 1;
 const WORDS: &str = "pipe cache layout ";
-const DIRS: [&str; 9] =
-    ["entries", "objects", "attempts", "locks", "divergences", "runs", "index", "staging", "trash"];
+const DIRS: [&str; 10] = [
+    "entries",
+    "objects",
+    "recipes",
+    "attempts",
+    "locks",
+    "divergences",
+    "runs",
+    "index",
+    "staging",
+    "trash",
+];
 
 /// The paths of one cache.
 #[derive(Debug, Clone)]
@@ -66,6 +76,10 @@ impl Layout {
 
     pub fn object(&self, digest: &Digest) -> PathBuf {
         self.sharded("objects", &digest.to_string())
+    }
+
+    pub fn recipe(&self, digest: &Digest) -> PathBuf {
+        self.sharded("recipes", &digest.to_string())
     }
 
     pub fn lock(&self, key: &Key) -> PathBuf {

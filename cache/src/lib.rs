@@ -6,11 +6,13 @@
 //!   version                the layout's
 //!   entries/aa/<key>       truth: one sealed text a key, created once by a link that never replaces
 //!   objects/aa/<digest>    read-only files and directories, whole or absent
+//!   recipes/aa/<digest>    of which objects a file of tensors consists
 //!   attempts/<key>/<id>/   private to one try: lock, attempt.json, checkpoints/<position>/, files
 //!   locks/aa/<key>         who works on the key; a kernel lock that ends with its process
 //!   divergences/<key>/     results that differ from the entry, as evidence
 //!   runs/                  the engine's records
 //!   index/                 SQLite; a copy, to be deleted at will
+//!   uploads/<remote>/      what is on its way to a remote, or did not get there
 //!   staging/ trash/        not yet, and no more
 //! ```
 //!
@@ -19,6 +21,7 @@
 //! before the entry that names them; the entry before its row in the index.
 
 mod attempt;
+mod bytes;
 mod cache;
 pub mod checkpoint;
 mod claim;
@@ -29,7 +32,9 @@ mod entry;
 mod error;
 mod index;
 mod layout;
+mod parts;
 mod recipe;
+pub mod remote;
 mod sealed;
 mod stat;
 mod store;
@@ -42,5 +47,6 @@ pub use commit::{Committer, Publication, Published};
 pub use digest::{Digest, Key, hash_file};
 pub use entry::{Entry, Output};
 pub use error::{Error, Result};
+pub use parts::Pieces;
 pub use recipe::{Item, Part, Recipe};
 pub use tree::{Kind, hash_path};

@@ -103,7 +103,8 @@ impl Inner {
     ) -> Result<Vec<Part>, Trouble> {
         let here = |part: &Part| cache.is_some_and(|cache| has_object(cache, part));
         let ask = parts.into_iter().filter(|part| !here(part));
-        let asked = stream::iter(ask.map(async |part| Ok((part, self.has(&part).await?))));
+        let asked = ask.map(async |part| Ok::<_, Trouble>((part, self.has(&part).await?)));
+        let asked = stream::iter(asked);
         let answers: Vec<(Part, bool)> = asked.buffer_unordered(REQUESTS).try_collect().await?;
         Ok(answers.into_iter().filter(|(_, there)| !there).map(|(part, _)| part).collect())
     }

@@ -29,7 +29,7 @@ use crate::remote::{Settings, Trouble, credentials, layout};
 const WORKERS: usize = 2;
 const BLOCKING: usize = 16;
 /// Pieces of large objects on their way at once, over all transfers.
-const PIECES: usize = 8;
+pub(super) const PIECES: usize = 8;
 /// So many digests are remembered as present; then all are forgotten.
 const REMEMBERED: usize = 1 << 18;
 /// How often a caller's wish to stop is looked at.
@@ -58,6 +58,8 @@ pub(super) struct Inner {
     known: Mutex<HashMap<Digest, u64>>,
     damaged: Mutex<HashSet<Digest>>,
     pub leases: Mutex<HashMap<Key, Observed>>,
+    /// Whether old uploads were looked for.
+    pub tidied: AtomicBool,
 }
 
 /// Which breaker a piece of work listens to.
@@ -129,6 +131,7 @@ impl Remote {
             known: Mutex::default(),
             damaged: Mutex::default(),
             leases: Mutex::default(),
+            tidied: AtomicBool::new(false),
         };
         Ok(Remote { inner: Arc::new(inner) })
     }

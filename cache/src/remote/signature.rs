@@ -108,7 +108,7 @@ impl SigningKey {
             )));
         }
         let mut text = String::new();
-        let read = file.by_ref().take(4096).read_to_string(&mut text);
+        let read = Read::by_ref(&mut file).take(4096).read_to_string(&mut text);
         let fields = read.ok().and_then(|_| fields(&text, PRIVATE));
         let (seed, comment) = fields.ok_or_else(|| {
             Trouble::Settings(format!("`{path}` holds no private key (`{PRIVATE} <base64>`)"))

@@ -5,5 +5,6 @@ mod crash;
 mod files;
 mod index;
 mod model;
+mod parts;
 mod result;
 mod support;
