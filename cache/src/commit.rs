@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::attempt::Attempt;
 use crate::cache::{Cache, Found, row_of};
 use crate::claim::Claim;
 use crate::crash_point;
@@ -39,6 +40,8 @@ pub struct Publication {
     pub entry: Entry,
     /// Given back when the result is durable.
     pub claim: Option<Claim>,
+    /// Held until then, so that nothing it made is taken for garbage before the entry names it.
+    pub attempt: Option<Attempt>,
     /// Whether the result takes the place of an earlier one.
     pub replace: bool,
 }
@@ -224,7 +227,7 @@ fn commit(cache: &Cache, group: Vec<Publication>) -> Vec<(Key, Published)> {
     for publication in &group {
         cache.clear_pending(&publication.entry);
     }
-    drop(group); // and with it the claims
+    drop(group); // and with it claims and attempts
     outcomes
 }
 

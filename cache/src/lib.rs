@@ -8,6 +8,8 @@
 //!   objects/aa/<digest>    read-only files and directories, whole or absent
 //!   attempts/<key>/<id>/   private to one try: lock, attempt.json, checkpoints/<position>/, files
 //!   locks/aa/<key>         who works on the key; a kernel lock that ends with its process
+//!   leases/<name>          what a running process uses; its lock ends with the process
+//!   pins/<key>             what stays whatever is collected, and why
 //!   divergences/<key>/     results that differ from the entry, as evidence
 //!   runs/                  the engine's records
 //!   index/                 SQLite; a copy, to be deleted at will
@@ -27,8 +29,11 @@ pub mod crash;
 mod digest;
 mod entry;
 mod error;
+pub mod gc;
 mod index;
 mod layout;
+mod lease;
+mod pins;
 mod recipe;
 mod sealed;
 mod stat;
@@ -42,5 +47,7 @@ pub use commit::{Committer, Publication, Published};
 pub use digest::{Digest, Key, hash_file};
 pub use entry::{Entry, Output};
 pub use error::{Error, Result};
+pub use lease::Lease;
+pub use pins::Pin;
 pub use recipe::{Item, Part, Recipe};
 pub use tree::{Kind, hash_path};

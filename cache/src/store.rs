@@ -11,6 +11,7 @@ use crate::crash_point;
 use crate::digest::Digest;
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, private_dir};
+use crate::lease::{Holds, Lock};
 use crate::tree::{self, Kind};
 
 /// What [`put`] found a path to be.
@@ -28,6 +29,7 @@ pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored>
     if found != kind {
         return Err(Error::Changed { path: path.to_path_buf() });
     }
+    Holds::of(layout, within).add(&[digest])?;
     crash_point!("absorb.before-rename");
     place(layout, path, &digest, kind)?;
     crash_point!("absorb.after-rename");
@@ -41,7 +43,11 @@ fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -> Result<()
     let object = layout.object(digest);
     private_dir(object.parent().expect("objects are in shards"))?;
     loop {
-        match rename_new(path, &object, kind) {
+        // So that nobody who saw damage here removes what gets the name now.
+        let lock = Lock::shared(layout)?;
+        let renamed = rename_new(path, &object, kind);
+        drop(lock);
+        match renamed {
             Ok(()) if kind == Kind::Dir => return tree::set_mode(&object, 0o555),
             Ok(()) => return Ok(()),
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {

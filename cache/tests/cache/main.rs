@@ -3,6 +3,7 @@
 mod claim;
 mod crash;
 mod files;
+mod gc_plan;
 mod index;
 mod model;
 mod result;
