@@ -1,6 +1,7 @@
 //! The binary from outside, in one test program: fewer links, faster builds.
 
 mod crash;
+mod damage;
 mod errors;
 mod export;
 mod families;

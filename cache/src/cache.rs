@@ -12,13 +12,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
+use crate::bytes::Seen;
 use crate::digest::{Digest, Key};
-use crate::entry::{Entry, Output};
+use crate::entry::Entry;
 use crate::error::{At, Error, Result};
 use crate::index::{self, Index, Row};
 use crate::layout::Layout;
 use crate::stat::Stamp;
-use crate::store;
 use crate::tree::{self, Kind};
 
 /// Last uses are told apart by days.
@@ -29,11 +29,11 @@ const BATCH: usize = 512;
 /// A store of bytes and the results that name them, on one directory. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     layout: Layout,
     index: OnceLock<Option<Index>>,
     /// Published by this process, not yet durable; true when it is to replace what is there.
@@ -44,6 +44,10 @@ struct Inner {
     files: Mutex<Vec<(Vec<u8>, Stamp, Digest)>>,
     rows: Mutex<Vec<Row>>,
     used: Mutex<HashSet<Key>>,
+    /// Of objects whose bytes are known to be right.
+    pub(crate) seen: Mutex<HashMap<Digest, Seen>>,
+    /// Those of them that the index is to learn.
+    pub(crate) looked: Mutex<Vec<(Digest, Seen)>>,
 }
 
 /// What is under an entry's name.
@@ -70,6 +74,8 @@ impl Cache {
             files: Mutex::default(),
             rows: Mutex::default(),
             used: Mutex::default(),
+            seen: Mutex::default(),
+            looked: Mutex::default(),
         };
         Ok(Cache { inner: Arc::new(inner) })
     }
@@ -171,29 +177,6 @@ impl Cache {
             let rows: Vec<Row> = part.iter().filter_map(|key| self.row(key).map(made)).collect();
             index.put(&rows);
         }
-    }
-
-    /// Where the bytes of `digest` are, or would be.
-    pub fn object(&self, digest: &Digest) -> PathBuf {
-        self.inner.layout.object(digest)
-    }
-
-    /// Whether bytes of the right kind and size are there (they are not read).
-    pub fn present(&self, output: &Output) -> bool {
-        tree::measure(&self.object(&output.digest)) == Some((output.kind, output.bytes))
-    }
-
-    /// Reads all bytes of `output`.
-    ///
-    /// # Errors
-    /// [`Error::Missing`], [`Error::Damaged`].
-    pub fn verify(&self, output: &Output) -> Result<()> {
-        store::check(&self.object(&output.digest), &output.digest, output.kind)
-    }
-
-    /// Removes bytes found damaged, so that they are made again.
-    pub fn discard(&self, digest: &Digest) -> Result<()> {
-        self.inner.layout.discard(&self.object(digest))
     }
 
     /// The recorded results of `key` that differ from its entry.
@@ -341,7 +324,7 @@ impl Cache {
 }
 
 impl Inner {
-    fn index(&self) -> Option<&Index> {
+    pub(crate) fn index(&self) -> Option<&Index> {
         self.index.get_or_init(|| Index::open(&self.layout.dir("index"))).as_ref()
     }
 
@@ -349,7 +332,8 @@ impl Inner {
         let files = std::mem::take(&mut *locked(&self.files));
         let rows = std::mem::take(&mut *locked(&self.rows));
         let used: Vec<Key> = locked(&self.used).drain().collect();
-        if files.is_empty() && rows.is_empty() && used.is_empty() {
+        let looked = std::mem::take(&mut *locked(&self.looked));
+        if files.is_empty() && rows.is_empty() && used.is_empty() && looked.is_empty() {
             return;
         }
         let Some(index) = self.index() else { return };
@@ -358,6 +342,9 @@ impl Inner {
         }
         if !rows.is_empty() {
             index.put(&rows);
+        }
+        if !looked.is_empty() {
+            index.put_objects(&looked);
         }
         if !used.is_empty() {
             index.touch(&used, now(), now() - DAY);
@@ -438,7 +425,7 @@ fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 

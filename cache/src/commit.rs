@@ -198,7 +198,8 @@ fn commit(cache: &Cache, group: Vec<Publication>) -> Vec<(Key, Published)> {
         let log = e.log.iter().map(|(digest, _)| *digest);
         e.outputs.iter().map(|o| o.digest).chain(log).collect()
     };
-    let objects = good().flat_map(|(_, p)| digests(&p.entry)).map(|digest| cache.object(&digest));
+    let objects =
+        good().flat_map(|(_, p)| digests(&p.entry)).flat_map(|digest| cache.objects(&digest));
     let paths: Vec<PathBuf> = good().map(|(s, _)| s.path.clone()).chain(objects).collect();
     if let Err(error) = store::sync_all(cache.layout(), paths.into_iter()) {
         let reason = error.to_string();

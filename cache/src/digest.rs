@@ -118,7 +118,7 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 
 /// Files from this size on are read in big pieces that all cores hash together.
 const BIG: u64 = 1 << 20;
-const PIECE: usize = 8 << 20;
+pub(crate) const PIECE: usize = 8 << 20;
 
 /// Digest and size of a regular file (a symbolic link is followed).
 ///

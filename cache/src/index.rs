@@ -17,11 +17,12 @@ use rusqlite::{
     params,
 };
 
+use crate::bytes::Seen;
 use crate::digest::{Digest, Key};
 use crate::stat::Stamp;
 
 /// Part of the file name: builds with another schema have an index of their own.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS entries (
@@ -31,7 +32,10 @@ const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS by_stage ON entries (stage, created);
     CREATE TABLE IF NOT EXISTS files (
         path BLOB NOT NULL PRIMARY KEY, stamp BLOB NOT NULL, digest BLOB NOT NULL,
-        checksum BLOB NOT NULL) STRICT, WITHOUT ROWID;";
+        checksum BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS objects (
+        digest BLOB NOT NULL PRIMARY KEY, seen BLOB NOT NULL, checksum BLOB NOT NULL)
+        STRICT, WITHOUT ROWID;";
 
 /// An entry's row.
 #[derive(Debug, Clone)]
@@ -227,6 +231,29 @@ impl Index {
             Ok(())
         })
     }
+
+    /// What `stat` said of the object `digest` when its bytes were right.
+    pub fn object(&self, digest: &Digest) -> Option<Seen> {
+        let (seen, checksum): (Seen, [u8; 8]) = self.run(|connection| {
+            connection
+                .prepare_cached("SELECT seen, checksum FROM objects WHERE digest = ?1")?
+                .query_row([digest.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()
+        })??;
+        (checksum == checksum_of(&[&seen, digest.as_bytes()])).then_some(seen)
+    }
+
+    pub fn put_objects(&self, objects: &[(Digest, Seen)]) -> Option<()> {
+        self.write(|all| {
+            let mut insert =
+                all.prepare_cached("INSERT OR REPLACE INTO objects VALUES (?1, ?2, ?3)")?;
+            for (digest, seen) in objects {
+                let checksum = checksum_of(&[seen, digest.as_bytes()]);
+                insert.execute(params![digest.as_bytes(), seen, checksum])?;
+            }
+            Ok(())
+        })
+    }
 }
 
 impl Drop for Index {
@@ -261,8 +288,14 @@ pub(crate) struct RowHead {
 
 /// A damaged page must not vouch for a file.
 fn file_checksum(path: &[u8], stamp: &Stamp, digest: &Digest) -> [u8; 8] {
+    checksum_of(&[&stamp.bytes(), digest.as_bytes(), path])
+}
+
+fn checksum_of(parts: &[&[u8]]) -> [u8; 8] {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&stamp.bytes()).update(digest.as_bytes()).update(path);
+    for part in parts {
+        hasher.update(part);
+    }
     let hash = hasher.finalize();
     std::array::from_fn(|i| hash.as_bytes()[i])
 }

@@ -6,6 +6,7 @@
 //!   version                the layout's
 //!   entries/aa/<key>       truth: one sealed text a key, created once by a link that never replaces
 //!   objects/aa/<digest>    read-only files and directories, whole or absent
+//!   recipes/aa/<digest>    of which objects a file of tensors consists
 //!   attempts/<key>/<id>/   private to one try: lock, attempt.json, checkpoints/<position>/, files
 //!   locks/aa/<key>         who works on the key; a kernel lock that ends with its process
 //!   leases/<name>          what a running process uses; its lock ends with the process
@@ -21,6 +22,7 @@
 //! before the entry that names them; the entry before its row in the index.
 
 mod attempt;
+mod bytes;
 mod cache;
 pub mod checkpoint;
 mod claim;
@@ -33,6 +35,7 @@ pub mod gc;
 mod index;
 mod layout;
 mod lease;
+mod parts;
 mod pins;
 mod recipe;
 mod sealed;
@@ -48,6 +51,7 @@ pub use digest::{Digest, Key, hash_file};
 pub use entry::{Entry, Output};
 pub use error::{Error, Result};
 pub use lease::Lease;
+pub use parts::Pieces;
 pub use pins::Pin;
 pub use recipe::{Item, Part, Recipe};
 pub use tree::{Kind, hash_path};

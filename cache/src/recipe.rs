@@ -14,7 +14,8 @@ use crate::error::Result;
 use crate::sealed;
 use crate::tree::{self, Kind};
 
-const KIND: &str = "pipe-recipe";
+/// With what the text begins: no file of tensors does, it would name a header far too long.
+pub(crate) const KIND: &str = "pipe-recipe";
 const VERSION: u32 = 1;
 
 /// Bytes that are an object of their own.

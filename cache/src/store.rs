@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, private_dir};
 use crate::lease::{Holds, Lock};
+use crate::parts;
 use crate::tree::{self, Kind};
 
 /// What [`put`] found a path to be.
@@ -25,21 +26,36 @@ pub(crate) struct Stored {
 pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored> {
     let path = &inside(path, within)?;
     let kind = tree::freeze(path)?;
+    let holds = Holds::of(layout, within);
+    if kind == Kind::File
+        && let Some(stored) = put_in_parts(layout, path, &holds)?
+    {
+        return Ok(stored);
+    }
     let (digest, found, bytes) = tree::hash_with(path, &mut |p, meta| tree::hash_leaf(p, meta))?;
     if found != kind {
         return Err(Error::Changed { path: path.to_path_buf() });
     }
-    Holds::of(layout, within).add(&[digest])?;
+    holds.add(&[digest])?;
     crash_point!("absorb.before-rename");
     place(layout, path, &digest, kind)?;
     crash_point!("absorb.after-rename");
     Ok(Stored { digest, kind, bytes })
 }
 
+/// Puts a file of tensors away in parts; `None` for any other file.
+fn put_in_parts(layout: &Layout, path: &Path, holds: &Holds) -> Result<Option<Stored>> {
+    let file = File::open(path).at("open", path)?;
+    let bytes = file.metadata().at("inspect", path)?.len();
+    let Some(cuts) = parts::cuts(&file, bytes) else { return Ok(None) };
+    let digest = parts::put(layout, path, &file, &cuts, holds)?;
+    Ok(Some(Stored { digest, kind: Kind::File, bytes }))
+}
+
 /// Gives `path` its name in the store. Bytes that are there already stay, since entries may rely
 /// on their being durable; they are read again first, since after a loss of power a file can have
 /// the right size and nothing in it.
-fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -> Result<()> {
+pub(crate) fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -> Result<()> {
     let object = layout.object(digest);
     private_dir(object.parent().expect("objects are in shards"))?;
     loop {
@@ -92,7 +108,7 @@ fn inside(path: &Path, within: &Path) -> Result<PathBuf> {
 }
 
 /// `rename` that fails when the target exists, also where the file system cannot do that itself.
-fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
+pub(crate) fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         result => return Ok(result?),

@@ -48,6 +48,20 @@ pub struct Artifact {
     pub step: Option<usize>,
 }
 
+impl Artifact {
+    /// As what the store knows it.
+    pub fn output(&self, port: &str) -> Output {
+        Output {
+            port: port.into(),
+            index: self.index,
+            name: self.name.clone(),
+            kind: self.kind,
+            digest: self.digest,
+            bytes: self.bytes,
+        }
+    }
+}
+
 /// Steps that must be done before `step`, each once.
 pub fn upstream(plan: &Plan, step: usize) -> Vec<usize> {
     let step = &plan.steps[step];

@@ -58,8 +58,10 @@ fn place(artifact: &Artifact, to: &Path, cache: &Cache) -> Result<bool> {
     let parent = to.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let tmp = beside(to);
-    copy(&cache.object(&artifact.digest), &tmp, artifact.kind)
-        .with_context(|| format!("cannot write {}", tmp.display()))?;
+    cache.check(artifact)?;
+    let _ = fs::remove_file(&tmp);
+    let from = cache.whole(artifact, || tmp.clone())?;
+    copy(&from, &tmp, artifact.kind).with_context(|| format!("cannot write {}", tmp.display()))?;
     // The mark goes first: a crash in between leaves a file that counts as not ours, at worst.
     fs::create_dir_all(mark.parent().unwrap_or(Path::new("/")))?;
     fs::write(&mark, artifact.digest.to_string())?;
@@ -80,8 +82,10 @@ fn copy(from: &Path, to: &Path, kind: Kind) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     match kind {
         Kind::File => {
-            let _ = fs::remove_file(to);
-            reflink_copy::reflink_or_copy(from, to)?;
+            if from != to {
+                let _ = fs::remove_file(to);
+                reflink_copy::reflink_or_copy(from, to)?;
+            }
             let executable = fs::metadata(from)?.permissions().mode() & 0o111;
             fs::set_permissions(to, fs::Permissions::from_mode(0o644 | executable))
         }

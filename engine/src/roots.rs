@@ -40,7 +40,8 @@ pub fn of_runs(cache: &Cache, keep: usize) -> Result<Runs> {
         let others = dirs.split_off(keep.min(dirs.len()));
         runs.others.extend(others.into_iter().map(|(_, dir)| dir));
         for (_, dir) in dirs {
-            let keys: BTreeSet<Key> = facts(&dir)?.into_iter().filter_map(|fact| fact.key).collect();
+            let keys: BTreeSet<Key> =
+                facts(&dir)?.into_iter().filter_map(|fact| fact.key).collect();
             let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
             runs.kept.push(KeptRun { id, keys: keys.into_iter().collect() });
         }
@@ -130,7 +131,9 @@ mod tests {
     }
 
     fn cached(key: &Key) -> String {
-        format!(r#"{{"t":0.1,"e":{{"kind":"cached","step":0,"key":"{key}","saved_s":2.5,"outputs":[]}}}}"#)
+        format!(
+            r#"{{"t":0.1,"e":{{"kind":"cached","step":0,"key":"{key}","saved_s":2.5,"outputs":[]}}}}"#
+        )
     }
 
     #[test]

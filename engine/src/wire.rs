@@ -17,7 +17,7 @@ use crate::event::Failure;
 use crate::stage::Report;
 
 /// Raised when messages change their meaning; both sides must agree.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A step with nothing left to decide.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +53,20 @@ pub struct FrozenInput {
     pub kind: Kind,
     /// Size.
     pub bytes: u64,
+}
+
+impl FrozenInput {
+    /// As what the store knows it.
+    pub fn output(&self, port: &str) -> Output {
+        Output {
+            port: port.into(),
+            index: self.index,
+            name: self.name.clone(),
+            kind: self.kind,
+            digest: self.digest,
+            bytes: self.bytes,
+        }
+    }
 }
 
 /// Leader → worker.
@@ -94,6 +108,11 @@ pub enum Answer {
         outputs: Vec<Output>,
         /// Digest and size of the log.
         log: Option<(Digest, u64)>,
+    },
+    /// Nothing was done, since the bytes of these inputs are missing or damaged.
+    Lost {
+        /// Which, each once.
+        digests: Vec<Digest>,
     },
     /// The step failed.
     Failed {

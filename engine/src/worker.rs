@@ -4,7 +4,7 @@
 //! When its leader is gone it ends everything below it and itself. It decides nothing.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -103,6 +103,10 @@ type Absorbed = (Vec<Output>, Option<(Digest, u64)>);
 impl Job<'_> {
     fn run(&self, dir: &Path, cancel: &Arc<AtomicBool>, process: bool) -> Answer {
         keep_panics();
+        let lost = self.lost();
+        if !lost.is_empty() {
+            return Answer::Lost { digests: lost };
+        }
         let result = catch_unwind(AssertUnwindSafe(|| self.attempt(dir, cancel, process)));
         match result {
             Ok(Ok((outputs, log))) => Answer::Done { outputs, log },
@@ -111,6 +115,18 @@ impl Job<'_> {
             }
             Err(_) => Answer::Failed { failure: Failure::Panic, message: kept_panic() },
         }
+    }
+
+    /// Inputs from the store whose bytes are not there or not right.
+    fn lost(&self) -> Vec<Digest> {
+        let inputs = self.frozen.inputs.iter();
+        let inputs = inputs.flat_map(|(port, items)| items.iter().map(move |item| (port, item)));
+        let ours = inputs.filter(|(_, item)| !self.places.contains_key(&item.digest));
+        let wrong = ours.filter(|(port, item)| self.cache.check(&item.output(port)).is_err());
+        let wrong: BTreeSet<Digest> = wrong.map(|(_, item)| item.digest).collect();
+        // A worker ends without ceremony: what it learned of the bytes is kept now.
+        self.cache.flush_index();
+        wrong.into_iter().collect()
     }
 
     fn attempt(&self, dir: &Path, cancel: &Arc<AtomicBool>, process: bool) -> Result<Absorbed> {
@@ -136,17 +152,24 @@ impl Job<'_> {
     }
 
     fn context(&self, dir: &Path, cancel: &Arc<AtomicBool>) -> Result<Context> {
+        let stage = self.registry.get(&self.frozen.stage);
+        let ports = stage.map_or(&[][..], |stage| (stage.ports)().inputs);
         let mut inputs = BTreeMap::new();
         for (port, items) in &self.frozen.inputs {
-            let locate = |item: &wire::FrozenInput| Input {
-                index: item.index,
-                name: item.name.clone(),
-                path: match self.places.get(&item.digest) {
+            let by_tensor = ports.iter().any(|p| p.name == port && p.tensors);
+            let locate = |(i, item): (usize, &wire::FrozenInput)| -> Result<Input> {
+                let path = match self.places.get(&item.digest) {
                     Some(path) => path.clone(),
-                    None => self.cache.object(&item.digest),
-                },
+                    None if by_tensor => self.cache.path(&item.digest),
+                    None => {
+                        let make = || assembled(dir, port, i, &item.name);
+                        self.cache.whole(&item.output(port), make)?
+                    }
+                };
+                Ok(Input { index: item.index, name: item.name.clone(), path })
             };
-            inputs.insert(port.clone(), items.iter().map(locate).collect());
+            let located: Result<Vec<Input>> = items.iter().enumerate().map(locate).collect();
+            inputs.insert(port.clone(), located.with_context(|| format!("input `{port}`"))?);
         }
         let resume = self.cache.checkpoint_latest(&self.frozen.key);
         Ok(Context {
@@ -199,6 +222,14 @@ impl Job<'_> {
         })?;
         Ok((outputs, log))
     }
+}
+
+/// Where a file that the store keeps in parts is put together for a stage that wants a path.
+fn assembled(dir: &Path, port: &str, i: usize, name: &str) -> PathBuf {
+    let folder = dir.join("assembled").join(port).join(i.to_string());
+    // What cannot be made is told by whoever writes into it.
+    let _ = std::fs::create_dir_all(&folder);
+    folder.join(name)
 }
 
 /// The kind of failure a stage's error stands for.

@@ -20,7 +20,7 @@ pub fn log(args: OfStep) -> Result<ExitCode> {
     let name = &loaded.plan.steps[at].name;
     let text = match &found[&at] {
         Forecast::Cached { entry } => match entry.log {
-            Some((digest, _)) => Some(std::fs::read(cache.object(&digest))?),
+            Some((digest, _)) => Some(cache.read(&digest)?),
             None => Some(Vec::new()),
         },
         _ => attempt_log(&cache, name)?,

@@ -103,7 +103,7 @@ fn has_port(step: &Step, port: &str) -> Result<()> {
 /// The one file at `port`, if its bytes are there.
 fn artifact(cache: &Cache, entry: &Entry, port: &str) -> Option<PathBuf> {
     let output = entry.outputs.iter().find(|o| o.port == port && o.index.is_none())?;
-    cache.present(output).then(|| cache.object(&output.digest))
+    cache.present(output).then(|| cache.path(&output.digest))
 }
 
 /// What leads to a step.

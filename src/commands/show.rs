@@ -111,7 +111,7 @@ fn result(cache: &Cache, entry: &Entry) {
 /// The `metrics` artifact, if the step has one.
 fn metrics(cache: &Cache, entry: &Entry) -> Option<Value> {
     let output = entry.outputs.iter().find(|output| output.port == "metrics")?;
-    serde_json::from_slice(&std::fs::read(cache.object(&output.digest)).ok()?).ok()
+    serde_json::from_slice(&cache.read(&output.digest).ok()?).ok()
 }
 
 /// Scalars of nested JSON by dotted name; long lists (curves) by their length.

@@ -130,10 +130,12 @@ impl Stage for Align {
 
     fn ports() -> Ports {
         const INPUTS: &[In] = &[
-            In::one("teacher", "the transformer to imitate"),
+            In::one("teacher", "the transformer to imitate").tensors(),
             In::one("tokens", "token sequences to compare on").optional(),
-            In::many("signals", "cached signals of the layers, instead of `tokens`").optional(),
-            In::many("mixers", "oriented mixers; fresh ones without them").optional(),
+            In::many("signals", "cached signals of the layers, instead of `tokens`")
+                .tensors()
+                .optional(),
+            In::many("mixers", "oriented mixers; fresh ones without them").tensors().optional(),
         ];
         const OUTPUTS: &[Out] = &[
             Out::many("block", "block.safetensors", "a block for each layer"),

@@ -75,8 +75,8 @@ impl Stage for Assemble {
 
     fn ports() -> Ports {
         const INPUTS: &[In] = &[
-            In::one("teacher", "the transformer whose other weights the student takes"),
-            In::many("blocks", "aligned blocks; fresh mixers without them").optional(),
+            In::one("teacher", "the transformer whose other weights the student takes").tensors(),
+            In::many("blocks", "aligned blocks; fresh mixers without them").tensors().optional(),
         ];
         const OUTPUTS: &[Out] = &[Out::one("model", "model.safetensors", "the student")];
         Ports { inputs: INPUTS, outputs: OUTPUTS }

@@ -96,7 +96,7 @@ impl Stage for CacheTeacher {
 
     fn ports() -> Ports {
         const INPUTS: &[In] = &[
-            In::one("model", "The teacher."),
+            In::one("model", "The teacher.").tensors(),
             In::one("tokens", "Token shard to take sequences of."),
         ];
         const OUTPUTS: &[Out] = &[

@@ -110,11 +110,11 @@ impl Stage for Distill {
 
     fn ports() -> Ports {
         const INPUTS: &[In] = &[
-            In::one("student", "the model to train"),
-            In::one("teacher", "the model to imitate"),
+            In::one("student", "the model to train").tensors(),
+            In::one("teacher", "the model to imitate").tensors(),
             In::one("tokens", "token sequences to learn from").optional(),
-            In::one("logits", "cached top-k logits, instead of `tokens`").optional(),
-            In::one("sampled", "the sequences that `logits` are of").optional(),
+            In::one("logits", "cached top-k logits, instead of `tokens`").tensors().optional(),
+            In::one("sampled", "the sequences that `logits` are of").tensors().optional(),
         ];
         const OUTPUTS: &[Out] = &[
             Out::one("model", "model.safetensors", "the trained student"),

@@ -83,8 +83,8 @@ impl Stage for Evaluate {
 
     fn ports() -> Ports {
         const INPUTS: &[In] = &[
-            In::one("model", "The model to evaluate."),
-            In::one("teacher", "The model to compare it with.").optional(),
+            In::one("model", "The model to evaluate.").tensors(),
+            In::one("teacher", "The model to compare it with.").tensors().optional(),
             In::one("tokens", "Token shard of held-out documents.").optional(),
             In::one("answers", "Held-out documents that ask, with their answers.").optional(),
             In::many("tasks", "Benchmarks' documents, `piqa.jsonl` say: the name tells which.")

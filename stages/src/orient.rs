@@ -114,9 +114,11 @@ impl Stage for Orient {
 
     fn ports() -> Ports {
         const INPUTS: &[In] = &[
-            In::one("teacher", "the transformer to imitate"),
+            In::one("teacher", "the transformer to imitate").tensors(),
             In::one("tokens", "token sequences to compare on").optional(),
-            In::many("signals", "cached signals of the layers, instead of `tokens`").optional(),
+            In::many("signals", "cached signals of the layers, instead of `tokens`")
+                .tensors()
+                .optional(),
         ];
         const OUTPUTS: &[Out] = &[
             Out::many("mixer", "mixer.safetensors", "a mixer for each layer"),

@@ -70,8 +70,10 @@ impl Stage for SampleTeacher {
     type Params = Params;
 
     fn ports() -> Ports {
-        const INPUTS: &[In] =
-            &[In::one("model", "the model that writes"), In::one("tokenizer", "its tokenizer")];
+        const INPUTS: &[In] = &[
+            In::one("model", "the model that writes").tensors(),
+            In::one("tokenizer", "its tokenizer"),
+        ];
         const OUTPUTS: &[Out] = &[Out::one("text", "text.jsonl", "documents as JSON lines")];
         Ports { inputs: INPUTS, outputs: OUTPUTS }
     }

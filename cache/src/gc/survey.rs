@@ -103,8 +103,7 @@ impl Survey<'_> {
             facts.products.push(self.product(watch, facts, &entry, used, roots, None));
         }
         for (entry, stamp, path) in evidence {
-            let product =
-                self.product(watch, facts, &entry, mtime(&stamp), Vec::new(), Some(path));
+            let product = self.product(watch, facts, &entry, mtime(&stamp), Vec::new(), Some(path));
             facts.products.push(product);
         }
         Ok(())

@@ -19,9 +19,9 @@ use crate::attempt;
 use crate::cache::{Cache, Found};
 use crate::digest::{Digest, Key};
 use crate::entry::Entry;
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::lease::{self, HOLDS, Lock};
-use crate::recipe::Recipe;
+use crate::parts;
 use crate::stat::Stamp;
 
 /// Who notes uses: a lease's file or an attempt's directory.
@@ -237,18 +237,13 @@ impl Watch {
 }
 
 fn read_recipe(cache: &Cache, digest: &Digest) -> Result<Option<Vec<Digest>>> {
-    let path = cache.layout().recipe(digest);
-    let bytes = match fs::read(&path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result.at("read", &path)?,
-    };
-    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_string());
-    match text.and_then(|text| Recipe::parse(&text, digest)) {
-        Ok(recipe) => Ok(Some(recipe.parts().map(|part| part.digest).collect())),
-        Err(what) => {
-            cache.report(format!("the recipe `{}` is damaged and not used: {what}", path.display()));
+    match parts::read(cache.layout(), digest) {
+        Ok(recipe) => Ok(recipe.map(|recipe| recipe.parts().map(|part| part.digest).collect())),
+        Err(error @ Error::Damaged { .. }) => {
+            cache.report(error.to_string());
             Ok(None)
         }
+        Err(error) => Err(error),
     }
 }
 

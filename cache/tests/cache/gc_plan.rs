@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cache::gc::{Blob, Facts, Holder, Keeper, Name, Plan, Policy, Product, Record, Root, Trial, Why};
+use cache::gc::{
+    Blob, Facts, Holder, Keeper, Name, Plan, Policy, Product, Record, Root, Trial, Why,
+};
 use cache::{Digest, Key};
 use proptest::prelude::*;
 
@@ -97,10 +99,8 @@ fn roots_stay_whatever_is_asked_and_who_keeps_them_is_told() {
     let mut facts = apart(&[(1, 0.0), (2, 0.0), (4, 0.0), (8, 0.0), (16, 0.0)]);
     facts.products[0].roots = vec![Root::Pin("why".into()), Root::Run("r".into())];
     facts.products[1].roots = vec![Root::Run("r".into())];
-    facts.holders = vec![
-        holder(Keeper::Lease, None, &[0, 2]),
-        holder(Keeper::Attempt, None, &[2, 3]),
-    ];
+    facts.holders =
+        vec![holder(Keeper::Lease, None, &[0, 2]), holder(Keeper::Attempt, None, &[2, 3])];
     let kinds = [Keeper::Pin, Keeper::Run, Keeper::Lease, Keeper::Attempt];
     facts.keepers = kinds.iter().map(|&kind| (kind, 1)).collect();
     facts.products.iter_mut().for_each(|p| p.idle = days(99));
@@ -144,11 +144,10 @@ fn orphans_go_after_a_grace_and_attempts_after_their_time() {
         finished: true,
         superseded,
     };
-    facts.trials = vec![trial(0, days(14), false), trial(1, days(13), false), trial(2, days(1), true)];
-    facts.holders = vec![
-        holder(Keeper::Attempt, Some(0), &[2]),
-        holder(Keeper::Attempt, Some(1), &[3]),
-    ];
+    facts.trials =
+        vec![trial(0, days(14), false), trial(1, days(13), false), trial(2, days(1), true)];
+    facts.holders =
+        vec![holder(Keeper::Attempt, Some(0), &[2]), holder(Keeper::Attempt, Some(1), &[3])];
     let plan = Plan::new(&facts, &Policy::default());
     assert_eq!(plan.trials, [0, 2]);
     assert_eq!(plan.blobs, [(1, Why::Orphan), (2, Why::Orphan)], "what the old attempt made, too");

@@ -6,5 +6,6 @@ mod files;
 mod gc_plan;
 mod index;
 mod model;
+mod parts;
 mod result;
 mod support;

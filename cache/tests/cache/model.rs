@@ -54,8 +54,10 @@ impl World {
             Op::Lookup { name } => self.lookup(name),
             Op::LoseBytes { name } => {
                 if let Some(known) = self.map.get(&name) {
-                    self.cache.discard(&Digest::of(content(known.text).as_bytes())).unwrap();
-                    self.lost.push(known.text);
+                    if !self.lost.contains(&known.text) {
+                        lose(&self.cache, &Digest::of(content(known.text).as_bytes()));
+                        self.lost.push(known.text);
+                    }
                 }
             }
             Op::Garble { name, at } => self.garble(name, at),

@@ -1,6 +1,7 @@
 //! A cache in a temporary directory, results to put into it, and this test binary as a child.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -94,6 +95,44 @@ pub fn output<'a>(entry: &'a Entry, port: &str) -> &'a Output {
 
 pub fn read(cache: &Cache, output: &Output) -> String {
     fs::read_to_string(cache.object(&output.digest)).unwrap()
+}
+
+/// Removes an object, as a careless hand would.
+pub fn lose(cache: &Cache, digest: &cache::Digest) {
+    let path = cache.object(digest);
+    for item in walk(&path) {
+        if item.is_dir() {
+            fs::set_permissions(&item, PermissionsExt::from_mode(0o700)).unwrap();
+        }
+    }
+    if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+}
+
+fn walk(path: &Path) -> Vec<PathBuf> {
+    let mut all = vec![path.to_path_buf()];
+    if path.is_dir() {
+        all.extend(fs::read_dir(path).unwrap().flat_map(|item| walk(&item.unwrap().path())));
+    }
+    all
+}
+
+/// A safetensors file of three tensors, the middle one `shared`.
+pub fn tensors(own: u8, shared: u8) -> Vec<u8> {
+    const N: usize = 5000;
+    let mut header = String::from("{\"__metadata__\":{\"kind\":\"toy\"}");
+    for (i, name) in ["a", "b", "c"].iter().enumerate() {
+        let (from, to) = (i * N * 4, (i + 1) * N * 4);
+        header += &format!(
+            ",\"{name}\":{{\"dtype\":\"F32\",\"shape\":[{N}],\"data_offsets\":[{from},{to}]}}"
+        );
+    }
+    header.push('}');
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    for (i, fill) in [own, shared, own ^ 0x55].iter().enumerate() {
+        bytes.extend((0..N * 4).map(|at| fill ^ (at + i) as u8));
+    }
+    bytes
 }
 
 /// Overwrites read-only bytes.

@@ -1,10 +1,10 @@
 //! Brings a granted step to a worker: claim, second look, lost bytes, attempt, order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use cache::{Claimed, Digest, Key, Kind, Output};
+use cache::{Claimed, Digest, Key, Kind};
 
 use super::{Blocked, Executor, Running};
 use crate::event::{Event, Failure};
@@ -12,6 +12,9 @@ use crate::lookup::{self, Artifact, Inputs};
 use crate::pool;
 use crate::wire::{Frozen, FrozenInput, Order};
 use crate::worker::LOG;
+
+/// So often a step is made anew in one run because its bytes were lost.
+const MOST_REWINDS: u32 = 3;
 
 impl Executor<'_> {
     /// Starts a step that was granted its slots, or says why it cannot start.
@@ -94,26 +97,29 @@ impl Executor<'_> {
         let mut lost: Vec<usize> = inputs
             .iter()
             .flat_map(|(port, artifacts)| artifacts.iter().map(move |a| (port, a)))
-            .filter_map(|(port, a)| {
-                let output = Output {
-                    port: port.clone(),
-                    index: a.index,
-                    name: a.name.clone(),
-                    kind: a.kind,
-                    digest: a.digest,
-                    bytes: a.bytes,
-                };
-                a.step.filter(|_| !self.cache.present(&output))
-            })
+            .filter_map(|(port, a)| a.step.filter(|_| !self.cache.present(&a.output(port))))
             .collect();
         lost.sort_unstable();
         lost.dedup();
         lost
     }
 
-    fn rewind(&mut self, at: usize, lost: &[usize]) {
+    /// Sends the steps back whose bytes are gone or wrong, and lets `at`, launched, wait for them.
+    pub(super) fn rewind(&mut self, at: usize, lost: &[usize]) {
+        let again = lost.iter().find(|&&step| self.rewinds[step] >= MOST_REWINDS);
+        if let Some(&step) = again {
+            let name = &self.plan.steps[step].name;
+            return self.refuse(
+                at,
+                format!(
+                    "the artifacts of `{name}` were lost {MOST_REWINDS} times in this run, after they were made anew\nhint: something removes or damages files of the cache, {}",
+                    self.cache.root().display()
+                ),
+            );
+        }
         for &step in lost {
             self.rewound[step] = true;
+            self.rewinds[step] += 1;
             let name = &self.plan.steps[step].name;
             let text = format!(
                 "`{name}` runs again: its artifacts are gone from the store and `{}` needs them",
@@ -124,6 +130,33 @@ impl Executor<'_> {
         let place = |step: &usize| self.steps.binary_search(step).expect("upstream is selected");
         let lost: Vec<usize> = lost.iter().map(place).collect();
         self.schedule.rewind(at, &lost);
+    }
+
+    /// A worker found bytes of its inputs missing or damaged: what is left of them goes, and the
+    /// steps that made them run again.
+    pub(super) fn inputs_lost(&mut self, at: usize, digests: &[Digest]) {
+        let running = self.running.remove(&at).expect("it was running");
+        self.by_worker.remove(&running.worker);
+        self.pool.give_back(running.worker);
+        self.desk.give_back(&running.gpus);
+        self.attempts[self.steps[at]] -= 1;
+        drop(running);
+        let inputs = self.artifacts(self.steps[at]).unwrap_or_default();
+        let wrong = inputs.iter().flat_map(|(port, artifacts)| {
+            artifacts.iter().filter(|a| digests.contains(&a.digest)).map(move |a| (port, a))
+        });
+        let mut lost = BTreeSet::new();
+        for (port, artifact) in wrong {
+            lost.extend(artifact.step);
+            if let Err(error) = self.cache.discard(&artifact.output(port)) {
+                let text = format!("damaged bytes cannot be moved away: {error}");
+                self.emit(Event::Note { text });
+            }
+        }
+        match lost.is_empty() {
+            true => self.refuse(at, "its inputs are damaged and no step makes them".into()),
+            false => self.rewind(at, &lost.into_iter().collect::<Vec<_>>()),
+        }
     }
 
     fn start(

@@ -137,6 +137,8 @@ struct Executor<'a> {
     fetching: fetch::Fetching<'a>,
     attempts: Vec<u32>,
     rewound: Vec<bool>,
+    /// How often each step ran again because its bytes were lost.
+    rewinds: Vec<u32>,
     running: HashMap<usize, Running>,
     by_worker: HashMap<u64, usize>,
     blocked: HashMap<usize, Blocked>,
@@ -198,6 +200,7 @@ impl<'a> Executor<'a> {
             images: vec![None; plan.steps.len()],
             attempts: vec![0; plan.steps.len()],
             rewound: vec![false; plan.steps.len()],
+            rewinds: vec![0; plan.steps.len()],
             running: HashMap::new(),
             by_worker: HashMap::new(),
             blocked: HashMap::new(),
@@ -409,6 +412,7 @@ impl<'a> Executor<'a> {
                         self.emit(Event::Reported { step: self.steps[at], report });
                     }
                     Some(Answer::Done { outputs, log }) => self.succeeded(at, outputs, log),
+                    Some(Answer::Lost { digests }) => self.inputs_lost(at, &digests),
                     Some(Answer::Failed { failure, message }) => {
                         self.pool.throw_away(worker, false);
                         self.attempt_failed(at, failure, message);

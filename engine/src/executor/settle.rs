@@ -35,6 +35,7 @@ impl Executor<'_> {
         self.by_worker.remove(&running.worker);
         self.pool.give_back(running.worker);
         self.desk.give_back(&running.gpus);
+        outputs.iter().for_each(|output| self.cache.trust(output));
         let seconds = running.started.elapsed().as_secs_f64();
         let rekeyed = self.settled[step].outputs.as_ref().is_some_and(|old| *old != outputs);
         self.settled[step].outputs = Some(outputs.clone());

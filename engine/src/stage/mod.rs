@@ -83,6 +83,9 @@ pub struct In {
     pub list: bool,
     /// Whether base names matter to the stage (and so enter the key).
     pub named: bool,
+    /// Whether the stage reads it only by [`Context::tensors`]: then a store that keeps tensors
+    /// apart need not put the file together first.
+    pub tensors: bool,
 }
 
 /// An output port.
@@ -103,15 +106,20 @@ pub struct Out {
 impl In {
     /// A required port that takes exactly one artifact.
     pub const fn one(name: &'static str, doc: &'static str) -> In {
-        In { name, doc, required: true, list: false, named: false }
+        In { name, doc, required: true, list: false, named: false, tensors: false }
     }
     /// A required port that takes one or more artifacts.
     pub const fn many(name: &'static str, doc: &'static str) -> In {
-        In { name, doc, required: true, list: true, named: false }
+        In { name, doc, required: true, list: true, named: false, tensors: false }
     }
     /// The same port, but it may be left out.
     pub const fn optional(mut self) -> In {
         self.required = false;
+        self
+    }
+    /// The same port, but its files are read only by [`Context::tensors`].
+    pub const fn tensors(mut self) -> In {
+        self.tensors = true;
         self
     }
     /// The same port, but base names of its files are part of the key.

@@ -151,7 +151,7 @@ fn fact(plan: &Plan, step: usize, entry: &Entry) -> Option<StepFact> {
 }
 
 fn evaluation(plan: &Plan, step: usize, entry: &Entry, cache: &Cache) -> Option<Evaluation> {
-    let text = std::fs::read(cache.object(&output(entry, "metrics")?.digest)).ok()?;
+    let text = cache.read(&output(entry, "metrics")?.digest).ok()?;
     Some(Evaluation {
         step: plan.steps[step].name.clone(),
         key: entry.key.to_string(),

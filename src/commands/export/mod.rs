@@ -70,7 +70,8 @@ fn object(cache: &Cache, output: &Output, step: &str) -> Result<std::path::PathB
     if output.kind != Kind::File {
         bail!(Wrong(format!("port `{}` of `{step}` is a directory, not a model", output.port)));
     }
-    Ok(cache.object(&output.digest))
+    cache.check(output)?;
+    Ok(cache.path(&output.digest))
 }
 
 /// The text of the tokenizer: the user's, else the pipeline's.
