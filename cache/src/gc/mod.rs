@@ -24,7 +24,7 @@ use watch::{Watch, is_free, list};
 
 use crate::cache::Cache;
 use crate::crash_point;
-use crate::digest::Key;
+use crate::digest::{Digest, Key};
 use crate::error::{At, Result};
 use crate::lease::Lock;
 use crate::stat::Stamp;
@@ -123,11 +123,12 @@ impl Collector {
         }
         for batch in plan.forget.chunks(BATCH) {
             let batch: Vec<&Product> = batch.iter().map(|&i| &facts.products[i]).collect();
-            self.forget(facts, &batch, &mut used, &mut done)?;
+            self.forget(&batch, &mut used, &mut done)?;
         }
         for &record in &plan.records {
             let record = &facts.records[record];
             if let Some(moved) = self.cache.layout().to_trash(&record.dir)? {
+                crash_point!("gc.after-records");
                 unlink(&moved)?;
                 done.records += 1;
                 done.bytes += record.bytes;
@@ -190,6 +191,7 @@ impl Collector {
             }
         }
         self.watch.learn(digests.iter().copied())?;
+        used.digests.extend(&digests);
         used.names.extend(digests.iter().flat_map(|digest| self.watch.names(digest)));
         Ok(())
     }
@@ -218,18 +220,12 @@ impl Collector {
     }
 
     /// Removes entries and evidence, if they are what they were and nobody uses their bytes.
-    fn forget(
-        &mut self,
-        facts: &Facts,
-        batch: &[&Product],
-        used: &mut Used,
-        done: &mut Collected,
-    ) -> Result<()> {
+    fn forget(&mut self, batch: &[&Product], used: &mut Used, done: &mut Collected) -> Result<()> {
         let _lock = Lock::exclusive(self.cache.layout())?;
         self.refresh(used)?;
         for product in batch {
-            let in_use = product.blobs.iter().any(|&i| used.names.contains(&facts.blobs[i].name));
-            if in_use || used.pins.contains(&product.key) {
+            let in_use = product.artifacts.iter().any(|digest| used.digests.contains(digest));
+            if in_use || (product.evidence.is_none() && used.pins.contains(&product.key)) {
                 continue;
             }
             let path = match &product.evidence {
@@ -254,6 +250,7 @@ impl Collector {
 /// What has come into use since the survey.
 #[derive(Default)]
 struct Used {
+    digests: HashSet<Digest>,
     names: HashSet<Name>,
     pins: HashSet<Key>,
 }

@@ -43,6 +43,10 @@ pub struct Product {
     pub blobs: Vec<usize>,
     /// The pin and the runs that keep it, by reason and id.
     pub roots: Vec<Root>,
+    /// What its artifacts and its log are.
+    pub artifacts: Vec<Digest>,
+    /// Whether a process or an attempt uses one of those.
+    pub in_use: bool,
     /// Evidence of another result for the same key, in this file: nothing needs its bytes.
     pub evidence: Option<PathBuf>,
 }
@@ -217,8 +221,8 @@ impl Plan {
             let aged = |p: &usize| ledger.free(*p) && facts.products[*p].idle >= limit;
             let aged: Vec<usize> = (0..facts.products.len()).filter(aged).collect();
             if policy.forget {
-                let used = |p: &&usize| !ledger.in_use(**p);
-                plan.forget = aged.iter().filter(used).copied().collect();
+                let unused = |p: &&usize| !facts.products[**p].in_use;
+                plan.forget = aged.iter().filter(unused).copied().collect();
             }
             aged.iter().for_each(|&p| ledger.evict(p));
             evicted.extend(aged.into_iter().map(|p| (p, Why::Age)));
@@ -343,12 +347,6 @@ impl<'a> Ledger<'a> {
 
     fn free(&self, product: usize) -> bool {
         self.facts.products[product].roots.is_empty()
-    }
-
-    /// Whether a process or an attempt uses bytes of it.
-    fn in_use(&self, product: usize) -> bool {
-        let used = |&i: &usize| matches!(self.keeper[i], Some(Keeper::Lease | Keeper::Attempt));
-        self.facts.products[product].blobs.iter().any(used)
     }
 
     fn evict(&mut self, product: usize) {

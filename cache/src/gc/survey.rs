@@ -24,10 +24,10 @@ impl Collector {
     /// When something cannot be listed or read: then it is not known what is needed.
     pub fn survey(&mut self, runs: &[KeptRun], records: &[PathBuf]) -> Result<Facts> {
         let cache = self.cache.clone();
-        let mut survey = Survey { cache: &cache, now: now(), places: HashMap::new() };
         let mut facts = Facts::default();
         // Uses before entries: what an attempt made is named by its entry before it is not by it.
-        self.watch.read()?;
+        let used = self.watch.read()?.into_iter().collect();
+        let mut survey = Survey { cache: &cache, now: now(), places: HashMap::new(), used };
         let entries = self.watch.entries()?;
         self.entries = entries.iter().map(|(entry, stamp)| (entry.key, *stamp)).collect();
         let evidence = divergences(&cache)?;
@@ -53,6 +53,7 @@ struct Survey<'a> {
     /// Since 1970.
     now: Duration,
     places: HashMap<Name, usize>,
+    used: HashSet<Digest>,
 }
 
 impl Survey<'_> {
@@ -130,13 +131,16 @@ impl Survey<'_> {
             here: 0,
             blobs: Vec::new(),
             roots,
+            artifacts: Vec::new(),
+            in_use: false,
             evidence,
         };
-        let mut seen = HashSet::new();
         for (digest, bytes) in digests_of(entry) {
-            if !seen.insert(digest) {
+            if product.artifacts.contains(&digest) {
                 continue;
             }
+            product.artifacts.push(digest);
+            product.in_use |= self.used.contains(&digest);
             product.bytes += bytes;
             product.blobs.extend(self.there(watch, &digest));
             if self.is_here(watch, facts, &digest, bytes) {

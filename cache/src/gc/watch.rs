@@ -85,6 +85,12 @@ impl Watch {
                 watch.dead.insert(path);
             }
         }
+        if clean {
+            // Of those that have no attempts any more.
+            for dir in list(&cache.layout().dir("attempts"))? {
+                let _ = fs::remove_dir(dir);
+            }
+        }
         for (key, dir) in watch.attempts()? {
             if !is_free(&dir.join("lock"))? {
                 continue;

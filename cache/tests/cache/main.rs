@@ -3,6 +3,8 @@
 mod claim;
 mod crash;
 mod files;
+mod gc;
+mod gc_beside;
 mod gc_plan;
 mod index;
 mod model;
