@@ -317,7 +317,7 @@ impl Cache {
         Ok(keys)
     }
 
-    fn row(&self, key: &Key) -> Option<Row> {
+    pub(crate) fn row(&self, key: &Key) -> Option<Row> {
         let (entry, stamp, text) = self.peek(key).ok()??;
         Some(row_of(&entry, stamp, text))
     }

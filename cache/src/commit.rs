@@ -24,6 +24,7 @@ use crate::entry::Entry;
 use crate::error::{At, Error, Result};
 use crate::index::Row;
 use crate::layout::private_dir;
+use crate::lease::Lock;
 use crate::stat::Stamp;
 use crate::store;
 
@@ -283,6 +284,8 @@ fn place(
     if target.is_dir() {
         cache.layout().discard(&target)?;
     }
+    // So that nobody who saw damage here removes what takes its place.
+    let _lock = Lock::shared(cache.layout())?;
     fs::rename(&staged.path, &target).at("replace", &target)?;
     Ok(Published::Replaced)
 }

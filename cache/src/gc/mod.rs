@@ -19,7 +19,7 @@ pub use plan::{
     Blob, Eviction, Facts, Holder, Keeper, Keeping, Name, Plan, Policy, Product, Record, Root,
     Trial, Why,
 };
-use survey::digests_of;
+pub(crate) use survey::{digests_in, digests_of, divergence_files};
 use watch::{Watch, is_free, list};
 
 use crate::cache::Cache;

@@ -243,21 +243,28 @@ pub(crate) fn digests_in(cache: &Cache, dir: &'static str) -> Result<Vec<(Digest
     Ok(found)
 }
 
-/// Recorded results that differ from their entries.
-pub(crate) fn divergences(cache: &Cache) -> Result<Vec<(Entry, Stamp, PathBuf)>> {
+/// Files of recorded results that differ from their entries.
+pub(crate) fn divergence_files(cache: &Cache) -> Result<Vec<(Key, PathBuf)>> {
     let mut found = Vec::new();
     for dir in list(&cache.layout().dir("divergences"))? {
         let name = dir.file_name().and_then(|name| name.to_str());
-        let Some(key) = name.and_then(|name| name.parse::<Key>().ok()) else { continue };
-        for path in list(&dir)? {
-            let meta = fs::symlink_metadata(&path).at("inspect", &path)?;
-            let text = String::from_utf8(fs::read(&path).at("read", &path)?).unwrap_or_default();
-            match Entry::parse(&text, &key) {
-                Ok(entry) => found.push((entry, Stamp::of(&meta), path)),
-                Err(what) => {
-                    let path = path.display();
-                    cache.report(format!("the evidence `{path}` is damaged and not used: {what}"));
-                }
+        if let Some(key) = name.and_then(|name| name.parse::<Key>().ok()) {
+            found.extend(list(&dir)?.into_iter().map(|path| (key, path)));
+        }
+    }
+    Ok(found)
+}
+
+fn divergences(cache: &Cache) -> Result<Vec<(Entry, Stamp, PathBuf)>> {
+    let mut found = Vec::new();
+    for (key, path) in divergence_files(cache)? {
+        let meta = fs::symlink_metadata(&path).at("inspect", &path)?;
+        let text = String::from_utf8(fs::read(&path).at("read", &path)?).unwrap_or_default();
+        match Entry::parse(&text, &key) {
+            Ok(entry) => found.push((entry, Stamp::of(&meta), path)),
+            Err(what) => {
+                let path = path.display();
+                cache.report(format!("the evidence `{path}` is damaged and not used: {what}"));
             }
         }
     }

@@ -223,12 +223,11 @@ fn beside_work_nothing_that_is_in_use_goes() {
     collector.wait().unwrap();
     let lines = |name: &str| fs::read_to_string(home.dir.path().join(name)).unwrap_or_default();
     let rounds = lines("collected");
-    println!("{} rounds", rounds.lines().count());
     let collected = rounds.lines().filter(|line| *line == "collected").count();
     let used = lines("used");
     let count = |what: &str| used.lines().filter(|line| *line == what).count();
-    println!("{} hits, {} made, {collected} collections", count("hit"), count("made"));
-    assert!(count("hit") > 0 && count("made") > 12 && collected > 0, "{used}{collected}");
+    let counts = (count("hit"), count("made"), collected);
+    assert!(counts.0 > 0 && counts.1 > 12 && counts.2 > 0, "{counts:?}");
     let cache = home.reopened();
     for entry in cache.entries().unwrap() {
         for output in entry.outputs.iter().filter(|output| cache.present(output)) {

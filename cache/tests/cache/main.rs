@@ -10,4 +10,5 @@ mod index;
 mod model;
 mod parts;
 mod result;
+mod scrub;
 mod support;
