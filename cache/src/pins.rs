@@ -88,6 +88,19 @@ impl Cache {
         Ok(pins)
     }
 
+    /// The keys with an entry or a pin that begin with `prefix`, sorted.
+    ///
+    /// # Errors
+    /// When entries or pins cannot be listed.
+    pub fn keys_like(&self, prefix: &str) -> Result<Vec<Key>> {
+        let mut keys = self.keys()?;
+        keys.extend(self.pins()?.into_iter().map(|pin| pin.key));
+        keys.retain(|key| key.to_string().starts_with(prefix));
+        keys.sort();
+        keys.dedup();
+        Ok(keys)
+    }
+
     fn sync_pins(&self) -> Result<()> {
         let dir = self.layout().dir("pins");
         File::open(&dir).and_then(|dir| dir.sync_all()).at("sync", &dir)

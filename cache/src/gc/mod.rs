@@ -8,6 +8,7 @@
 
 mod plan;
 mod survey;
+mod usage;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +21,7 @@ pub use plan::{
     Trial, Why,
 };
 pub(crate) use survey::{digests_in, digests_of, divergence_files};
+pub use usage::{Sum, Usage};
 use watch::{Watch, is_free, list};
 
 use crate::cache::Cache;

@@ -115,7 +115,8 @@ pub struct Facts {
     pub rest: u64,
     /// How many keepers of each kind there are.
     pub keepers: Vec<(Keeper, usize)>,
-    /// Items and bytes of each directory beside objects, recipes and attempts.
+    /// Files and bytes of each directory beside objects and recipes; attempts and runs count as
+    /// one each.
     pub dirs: BTreeMap<String, (usize, u64)>,
 }
 

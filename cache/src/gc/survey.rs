@@ -213,11 +213,14 @@ impl Survey<'_> {
         }
         let records: u64 = facts.records.iter().map(|record| record.bytes).sum();
         facts.rest = facts.rest.saturating_sub(records);
-        for path in watch.users.iter().filter(|(_, u)| u.by == Keeper::Attempt).map(|(p, _)| p) {
-            if !watch.left.iter().any(|left| left.dir == *path) {
-                facts.rest += weigh(path).0;
-            }
-        }
+        let at_work = |path: &&PathBuf| !watch.left.iter().any(|left| left.dir == **path);
+        let attempts = watch.users.iter().filter(|(_, user)| user.by == Keeper::Attempt);
+        let works: Vec<u64> =
+            attempts.map(|(path, _)| path).filter(at_work).map(|path| weigh(path).0).collect();
+        facts.rest += works.iter().sum::<u64>();
+        let all = works.iter().copied().chain(facts.trials.iter().map(|trial| trial.bytes));
+        let attempts = (works.len() + facts.trials.len(), all.sum());
+        facts.dirs.insert("attempts".into(), attempts);
         Ok(())
     }
 
