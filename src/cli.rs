@@ -1,7 +1,10 @@
 //! The command line; its doc comments are the help.
 
+mod cache;
+
 use std::path::PathBuf;
 
+pub use cache::{Cache, Du, Gc, KEEP_RUNS, Ls, OfSteps, Pin, Rebuild, Sort, Unpin, Verify};
 use clap::{Args, Parser, Subcommand};
 
 /// Turns pretrained Transformers into subquadratic students: declarative, incremental pipelines.
@@ -37,6 +40,9 @@ pub enum Verb {
     /// Measure models
     #[command(subcommand)]
     Bench(Bench),
+    /// Look after the cache: list, collect, pin, verify
+    #[command(subcommand)]
+    Cache(Cache),
     /// List stages with their ports and parameters
     Stages(Stages),
     /// Print the JSON Schema of pipeline files, for editors

@@ -1,5 +1,6 @@
 //! The binary from outside, in one test program: fewer links, faster builds.
 
+mod cache;
 mod crash;
 mod damage;
 mod errors;

@@ -17,6 +17,7 @@ use crate::digest::{Digest, Key};
 use crate::entry::{Output, check_name};
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, private_dir, unique};
+use crate::lease::Lock;
 use crate::stat::Stamp;
 use crate::{checkpoint, sealed, store};
 
@@ -45,6 +46,9 @@ pub struct Attempt {
 impl Attempt {
     pub(crate) fn create(layout: &Layout, key: &Key) -> Result<Attempt> {
         let parent = layout.attempts(key);
+        // So that gc never sees an attempt that is not locked yet, nor removes a checkpoint which
+        // this one will find.
+        let _lock = Lock::shared(layout)?;
         loop {
             private_dir(&parent)?;
             let dir = parent.join(unique());
@@ -151,9 +155,7 @@ impl Cache {
         let mut dirs: Vec<PathBuf> = attempts(self.layout(), key).collect();
         dirs.sort();
         dirs.into_iter().rev().find_map(|dir| {
-            let text = fs::read_to_string(dir.join("attempt.json")).ok()?;
-            let body = sealed::open(KIND, VERSION, &text).ok()?;
-            let finished: Finished = serde_json::from_str(body).ok()?;
+            let finished = left(&dir)?;
             let whole = |o: &Output| o.check().and_then(|()| self.verify(o)).is_ok();
             finished.outputs.iter().all(whole).then_some(finished)
         })
@@ -176,6 +178,12 @@ impl Cache {
         let _ = fs::remove_dir(self.layout().attempts(key));
         Ok(())
     }
+}
+
+/// What the attempt at `dir` made, if it came to an end.
+pub(crate) fn left(dir: &Path) -> Option<Finished> {
+    let text = fs::read_to_string(dir.join("attempt.json")).ok()?;
+    serde_json::from_str(sealed::open(KIND, VERSION, &text).ok()?).ok()
 }
 
 fn attempts(layout: &Layout, key: &Key) -> impl Iterator<Item = PathBuf> {

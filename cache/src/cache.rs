@@ -172,7 +172,9 @@ impl Cache {
         }
         let new: Vec<Key> = keys.into_iter().filter(|key| !known.contains(key)).collect();
         for part in new.chunks(BATCH) {
-            let rows: Vec<Row> = part.iter().filter_map(|key| self.row(key)).collect();
+            // That they were used at all is known from their files only.
+            let made = |row: Row| Row { last_used: row.created / 1_000_000_000, ..row };
+            let rows: Vec<Row> = part.iter().filter_map(|key| self.row(key).map(made)).collect();
             index.put(&rows);
         }
     }
@@ -301,7 +303,7 @@ impl Cache {
     }
 
     /// The keys that have an entry file, sorted.
-    fn keys(&self) -> Result<Vec<Key>> {
+    pub(crate) fn keys(&self) -> Result<Vec<Key>> {
         let dir = self.inner.layout.dir("entries");
         let mut keys = Vec::new();
         for shard in fs::read_dir(&dir).at("list", &dir)? {
@@ -315,7 +317,7 @@ impl Cache {
         Ok(keys)
     }
 
-    fn row(&self, key: &Key) -> Option<Row> {
+    pub(crate) fn row(&self, key: &Key) -> Option<Row> {
         let (entry, stamp, text) = self.peek(key).ok()??;
         Some(row_of(&entry, stamp, text))
     }

@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::attempt::Attempt;
 use crate::cache::{Cache, Found, row_of};
 use crate::claim::Claim;
 use crate::crash_point;
@@ -23,6 +24,7 @@ use crate::entry::Entry;
 use crate::error::{At, Error, Result};
 use crate::index::Row;
 use crate::layout::private_dir;
+use crate::lease::Lock;
 use crate::stat::Stamp;
 use crate::store;
 
@@ -39,6 +41,8 @@ pub struct Publication {
     pub entry: Entry,
     /// Given back when the result is durable.
     pub claim: Option<Claim>,
+    /// Held until then, so that nothing it made is taken for garbage before the entry names it.
+    pub attempt: Option<Attempt>,
     /// Whether the result takes the place of an earlier one.
     pub replace: bool,
 }
@@ -225,7 +229,7 @@ fn commit(cache: &Cache, group: Vec<Publication>) -> Vec<(Key, Published)> {
     for publication in &group {
         cache.clear_pending(&publication.entry);
     }
-    drop(group); // and with it the claims
+    drop(group); // and with it claims and attempts
     outcomes
 }
 
@@ -280,6 +284,8 @@ fn place(
     if target.is_dir() {
         cache.layout().discard(&target)?;
     }
+    // So that nobody who saw damage here removes what takes its place.
+    let _lock = Lock::shared(cache.layout())?;
     fs::rename(&staged.path, &target).at("replace", &target)?;
     Ok(Published::Replaced)
 }

@@ -13,12 +13,14 @@ use crate::tree;
 
 const VERSION: u32 = 1;
 const WORDS: &str = "pipe cache layout ";
-const DIRS: [&str; 10] = [
+const DIRS: [&str; 12] = [
     "entries",
     "objects",
     "recipes",
     "attempts",
     "locks",
+    "leases",
+    "pins",
     "divergences",
     "runs",
     "index",
@@ -90,6 +92,20 @@ impl Layout {
         self.root.join("attempts").join(key.to_string())
     }
 
+    pub fn pin(&self, key: &Key) -> PathBuf {
+        self.root.join("pins").join(key.to_string())
+    }
+
+    /// What notes of uses and their collection share.
+    pub fn gc_lock(&self) -> PathBuf {
+        self.root.join("gc.lock")
+    }
+
+    /// Which process collects.
+    pub fn gc_turn(&self) -> PathBuf {
+        self.root.join("gc.turn")
+    }
+
     pub fn divergences(&self, key: &Key) -> PathBuf {
         self.root.join("divergences").join(key.to_string())
     }
@@ -102,14 +118,23 @@ impl Layout {
     /// Moves what is at `path` out of the way at once, then removes it; a crash between the two
     /// leaves garbage in `trash/` and never half a thing under its name.
     pub fn discard(&self, path: &Path) -> Result<()> {
+        self.to_trash(path)?.map_or(Ok(()), |moved| tree::remove(&moved))
+    }
+
+    /// Moves what is at `path` out of the way; gives where it is now, to be removed, or `None`
+    /// when nothing was there.
+    pub fn to_trash(&self, path: &Path) -> Result<Option<PathBuf>> {
         let to = self.root.join("trash").join(unique());
         if path.is_dir() && !path.is_symlink() {
             // A read-only directory cannot be moved to another parent.
-            tree::set_mode(path, 0o700)?;
+            match tree::set_mode(path, 0o700) {
+                Err(_) if !path.exists() => return Ok(None),
+                result => result?,
+            }
         }
         match fs::rename(path, &to) {
-            Ok(()) => tree::remove(&to),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(Some(to)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).at("move to the trash", path),
         }
     }

@@ -9,6 +9,8 @@
 //!   recipes/aa/<digest>    of which objects a file of tensors consists
 //!   attempts/<key>/<id>/   private to one try: lock, attempt.json, checkpoints/<position>/, files
 //!   locks/aa/<key>         who works on the key; a kernel lock that ends with its process
+//!   leases/<name>          what a running process uses; its lock ends with the process
+//!   pins/<key>             what stays whatever is collected, and why
 //!   divergences/<key>/     results that differ from the entry, as evidence
 //!   runs/                  the engine's records
 //!   index/                 SQLite; a copy, to be deleted at will
@@ -30,11 +32,16 @@ pub mod crash;
 mod digest;
 mod entry;
 mod error;
+pub mod gc;
 mod index;
 mod layout;
+mod lease;
 mod parts;
+mod pins;
 mod recipe;
+mod reindex;
 pub mod remote;
+mod scrub;
 mod sealed;
 mod stat;
 mod store;
@@ -47,6 +54,10 @@ pub use commit::{Committer, Publication, Published};
 pub use digest::{Digest, Key, hash_file};
 pub use entry::{Entry, Output};
 pub use error::{Error, Result};
+pub use lease::Lease;
 pub use parts::Pieces;
+pub use pins::Pin;
 pub use recipe::{Item, Part, Recipe};
+pub use reindex::Reindexed;
+pub use scrub::{Damage, Scrubbed};
 pub use tree::{Kind, hash_path};

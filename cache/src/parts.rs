@@ -16,6 +16,7 @@ use crate::crash_point;
 use crate::digest::{Digest, PIECE};
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, private_dir};
+use crate::lease::{Holds, Lock};
 use crate::recipe::{Part, Recipe};
 use crate::stat::Stamp;
 use crate::store;
@@ -75,18 +76,25 @@ fn header(file: &File, size: u64) -> Option<(u64, Header)> {
 }
 
 /// Puts a frozen file away in parts of these sizes; gives the digest of the whole.
-pub(crate) fn put(layout: &Layout, path: &Path, file: &File, cuts: &[u64]) -> Result<Digest> {
+pub(crate) fn put(
+    layout: &Layout,
+    path: &Path,
+    file: &File,
+    cuts: &[u64],
+    holds: &Holds,
+) -> Result<Digest> {
     let before = Stamp::of(&file.metadata().at("inspect", path)?);
     let mut whole = blake3::Hasher::new();
     let (mut parts, mut at) = (Vec::with_capacity(cuts.len()), 0);
     for &bytes in cuts {
-        parts.push(put_part(layout, path, file, (at, bytes), &mut whole)?);
+        parts.push(put_part(layout, path, file, (at, bytes), &mut whole, holds)?);
         at += bytes;
     }
     if Stamp::of(&file.metadata().at("inspect", path)?) != before {
         return Err(Error::Changed { path: path.to_path_buf() });
     }
     let digest = Digest::from_bytes(*whole.finalize().as_bytes());
+    holds.add(&[digest])?;
     crash_point!("absorb.before-recipe");
     put_recipe(layout, &Recipe::of_file(digest, parts))?;
     crash_point!("absorb.after-recipe");
@@ -102,6 +110,7 @@ fn put_part(
     file: &File,
     (at, bytes): (u64, u64),
     whole: &mut blake3::Hasher,
+    holds: &Holds,
 ) -> Result<Part> {
     let mut first = vec![0; PIECE.min(bytes as usize)];
     file.read_exact_at(&mut first, at).at("read", path)?;
@@ -110,8 +119,11 @@ fn put_part(
     own.update_rayon(&first);
     let known = |own: &blake3::Hasher| Digest::from_bytes(*own.finalize().as_bytes());
     let there = |digest| store::check(&layout.object(digest), digest, Kind::File).is_ok();
-    if first.len() as u64 == bytes && there(&known(&own)) {
-        return Ok(Part { digest: known(&own), bytes });
+    if first.len() as u64 == bytes {
+        holds.add(&[known(&own)])?;
+        if there(&known(&own)) {
+            return Ok(Part { digest: known(&own), bytes });
+        }
     }
     let staged = layout.staging();
     let mut write = || -> io::Result<()> {
@@ -131,6 +143,7 @@ fn put_part(
     write().inspect_err(|_| drop(fs::remove_file(&staged))).at("write", &staged)?;
     crash_point!("absorb.part");
     let digest = known(&own);
+    holds.add(&[digest])?;
     store::place(layout, &staged, &digest, Kind::File)?;
     Ok(Part { digest, bytes })
 }
@@ -160,7 +173,10 @@ pub(crate) fn put_recipe(layout: &Layout, recipe: &Recipe) -> Result<()> {
         .inspect_err(|_| drop(fs::remove_file(&staged)))
         .at("write", &staged)?;
     loop {
-        match store::rename_new(&staged, &target, Kind::File) {
+        let lock = Lock::shared(layout)?;
+        let renamed = store::rename_new(&staged, &target, Kind::File);
+        drop(lock);
+        match renamed {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() != ErrorKind::AlreadyExists => {
                 let _ = fs::remove_file(&staged);

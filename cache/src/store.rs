@@ -11,6 +11,7 @@ use crate::crash_point;
 use crate::digest::Digest;
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, private_dir};
+use crate::lease::{Holds, Lock};
 use crate::parts;
 use crate::tree::{self, Kind};
 
@@ -25,8 +26,9 @@ pub(crate) struct Stored {
 pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored> {
     let path = &inside(path, within)?;
     let kind = tree::freeze(path)?;
+    let holds = Holds::of(layout, within);
     if kind == Kind::File
-        && let Some(stored) = put_in_parts(layout, path)?
+        && let Some(stored) = put_in_parts(layout, path, &holds)?
     {
         return Ok(stored);
     }
@@ -34,6 +36,7 @@ pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored>
     if found != kind {
         return Err(Error::Changed { path: path.to_path_buf() });
     }
+    holds.add(&[digest])?;
     crash_point!("absorb.before-rename");
     place(layout, path, &digest, kind)?;
     crash_point!("absorb.after-rename");
@@ -41,11 +44,11 @@ pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored>
 }
 
 /// Puts a file of tensors away in parts; `None` for any other file.
-fn put_in_parts(layout: &Layout, path: &Path) -> Result<Option<Stored>> {
+fn put_in_parts(layout: &Layout, path: &Path, holds: &Holds) -> Result<Option<Stored>> {
     let file = File::open(path).at("open", path)?;
     let bytes = file.metadata().at("inspect", path)?.len();
     let Some(cuts) = parts::cuts(&file, bytes) else { return Ok(None) };
-    let digest = parts::put(layout, path, &file, &cuts)?;
+    let digest = parts::put(layout, path, &file, &cuts, holds)?;
     Ok(Some(Stored { digest, kind: Kind::File, bytes }))
 }
 
@@ -56,7 +59,11 @@ pub(crate) fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -
     let object = layout.object(digest);
     private_dir(object.parent().expect("objects are in shards"))?;
     loop {
-        match rename_new(path, &object, kind) {
+        // So that nobody who saw damage here removes what gets the name now.
+        let lock = Lock::shared(layout)?;
+        let renamed = rename_new(path, &object, kind);
+        drop(lock);
+        match renamed {
             Ok(()) if kind == Kind::Dir => return tree::set_mode(&object, 0o555),
             Ok(()) => return Ok(()),
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {

@@ -20,7 +20,12 @@ pub fn log(args: OfStep) -> Result<ExitCode> {
     let name = &loaded.plan.steps[at].name;
     let text = match &found[&at] {
         Forecast::Cached { entry } => match entry.log {
-            Some((digest, _)) => Some(cache.read(&digest)?),
+            Some((digest, _)) => match cache.read(&digest) {
+                Err(cache::Error::Missing { .. }) => bail!(super::Wrong(format!(
+                    "the log of `{name}` was evicted with its artifacts\nhint: `pipe run --from '{name}'` makes them again"
+                ))),
+                text => Some(text?),
+            },
             None => Some(Vec::new()),
         },
         _ => attempt_log(&cache, name)?,

@@ -1,6 +1,7 @@
 //! One file a verb. Here: what they share, from arguments to a checked plan and an open cache.
 
 mod bench;
+mod cache;
 mod chat;
 mod check;
 mod export;
@@ -21,8 +22,8 @@ mod why;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use ::cache::Cache;
 use anyhow::{Context as _, Result, bail};
-use cache::Cache;
 use clap::Parser as _;
 use engine::spec::{self, Loaded};
 use engine::stage::Registry;
@@ -63,6 +64,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Chat(args) => chat::chat(args),
         Verb::Bench(Bench::Decode(args)) => bench::decode(*args),
         Verb::Bench(Bench::Gpu(args)) => bench::gpu(args),
+        Verb::Cache(verb) => cache::dispatch(verb),
         Verb::Stages(args) => stages::stages(args),
         Verb::Schema => schema::schema(),
         Verb::Worker { store } => {

@@ -17,6 +17,7 @@ use crate::models::{Keep, MixerKind, Model, Part, Pass, Trained};
 use crate::ops::Dims;
 use crate::ops::cross_entropy::{Soft, soft};
 use crate::ops::top_k;
+use crate::train::adamw::Group;
 use crate::train::device::Device;
 use crate::train::layer::groups;
 use crate::train::learner::Learner;
@@ -50,6 +51,9 @@ pub struct Params {
     pub batch: usize,
     /// Peak learning rate.
     pub lr: f64,
+    /// What the rate of the weights that came from the teacher is multiplied by: of all but the
+    /// mixers that replaced attention.
+    pub transferred: f64,
     /// Fraction of the updates in which the rate rises.
     pub warmup: f64,
     /// Fraction of the updates in which the rate falls, at the end.
@@ -82,6 +86,7 @@ impl Default for Params {
             updates: 1600,
             batch: 1024,
             lr: 3e-3,
+            transferred: 1.0,
             warmup: 0.05,
             decay: 0.2,
             weight_decay: 0.1,
@@ -124,7 +129,13 @@ impl Stage for Distill {
     }
 
     fn check(params: &Params) -> Vec<(String, String)> {
-        crate::train::run::check(params.lr, params.warmup, params.decay, params.updates)
+        let Params { lr, warmup, decay, updates, transferred, .. } = *params;
+        let mut wrong = crate::train::run::check(lr, warmup, decay, updates);
+        if !(transferred.is_finite() && transferred > 0.0) {
+            let what = "must be a positive number; to train none of them, say `train: mixers`";
+            wrong.push(("transferred".into(), what.into()));
+        }
+        wrong
     }
 
     fn run(params: &Params, ctx: &mut Context) -> Result<()> {
@@ -173,8 +184,22 @@ fn student(params: &Params, ctx: &Context, teacher: &Model) -> Result<(Model, Le
     };
     let mixers = params.train == Train::Mixers;
     let replaced = |part| matches!(part, Part::Mixer(l) if s.layers[l] == MixerKind::Ssm);
-    let select = |entry: &Entry| !mixers || replaced(entry.part);
-    let groups = groups(&student.layout, params.weight_decay, select);
+    let own = groups(&student.layout, params.weight_decay, |entry: &Entry| replaced(entry.part));
+    let others =
+        groups(&student.layout, params.weight_decay, |e: &Entry| !mixers && !replaced(e.part));
+    let scale = params.transferred as f32;
+    let mut groups: Vec<Group> =
+        others.into_iter().map(|group| Group { scale, ..group }).chain(own).collect();
+    groups.sort_by_key(|group| group.range.start);
+    // Runs alike are one: the gradient's norm is summed run by run.
+    groups.dedup_by(|next, last| {
+        let alike = next.decay == last.decay && next.scale == last.scale;
+        let joined = alike && last.range.end == next.range.start;
+        if joined {
+            last.range.end = next.range.end;
+        }
+        joined
+    });
     let learner = Learner::new("student", start.flat, groups, params.clip);
     Ok((student, learner, trained))
 }

@@ -21,6 +21,7 @@ use crate::eval::runner::{Loaded, Runner, SequenceScore, Work};
 use crate::eval::score::{Agreement, Loss, hits};
 use crate::eval::tasks::encode::Encoder;
 use crate::eval::tasks::results::{Average, TaskResult};
+use crate::eval::tasks::retained::Retained;
 use crate::models::Model;
 use crate::train::device::Device;
 
@@ -74,7 +75,7 @@ impl Default for Params {
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const DOC: &'static str = "Measures perplexity, recall and copying on held-out text, accuracy on \
          benchmarks, memory by probes, and, given a teacher, agreement and the distance of hidden states.";
     const CPU: Cpu = Cpu::All;
@@ -322,6 +323,7 @@ fn tell(ctx: &mut Context, metrics: &Metrics) {
         ("recall_ratio", metrics.ratios.as_ref().and_then(|ratios| ratios.recall)),
         ("agreement", metrics.agreement.as_ref().map(|agreement| agreement.top1)),
         ("average", metrics.average.as_ref().map(|average| average.student.value)),
+        ("retained", retained(metrics).map(|retained| retained.value)),
     ];
     let present = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let values: Vec<(&str, f64)> = present.collect();
@@ -330,6 +332,10 @@ fn tell(ctx: &mut Context, metrics: &Metrics) {
     if !words.is_empty() {
         ctx.note(words);
     }
+}
+
+fn retained(metrics: &Metrics) -> Option<&Retained> {
+    metrics.average.as_ref()?.retained.as_ref()
 }
 
 /// The main figures on one line, teacher before student where there is one.
@@ -356,7 +362,12 @@ fn in_words(metrics: &Metrics) -> String {
         let (before, own) = (teacher.unwrap_or_default(), percent(average.student.value));
         format!("average of {} benchmarks {before}{own}", average.tasks)
     });
-    let parts = [with(perplexity, ratio), with(recall, chance), agreement, average];
+    let kept = retained(metrics).map(|kept| {
+        let ends = kept.low.zip(kept.high);
+        let ends = ends.map(|(low, high)| format!("{} to {}", percent(low), percent(high)));
+        with(Some(format!("retained gain {}", percent(kept.value))), ends).unwrap_or_default()
+    });
+    let parts = [with(perplexity, ratio), with(recall, chance), agreement, average, kept];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 

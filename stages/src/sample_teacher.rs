@@ -56,7 +56,7 @@ impl Default for Params {
     }
 }
 
-/// Documents between two looks at the total.
+/// Documents between two looks at the total, at most.
 const WAVE: u64 = 64;
 /// Tokens that end a document, beside the separator.
 const ENDS: [&str; 4] = ["</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>"];
@@ -113,11 +113,13 @@ impl Stage for SampleTeacher {
         while written < params.tokens {
             ctx.check_cancelled()?;
             let cancel = ctx.cancel_flag();
-            let wave = next..next + WAVE;
+            // No more than are wanted for sure, so that little is written in vain.
+            let sure = (params.tokens - written).div_ceil(params.document as u64);
+            let wave = next..next + sure.max(ctx.threads() as u64).min(WAVE);
             let one = |i| (!cancel.load(Ordering::Relaxed)).then(|| writer.document(i));
             let texts: Vec<Option<Vec<u32>>> =
-                parallel(ctx.threads(), || wave.into_par_iter().map(one).collect())?;
-            next += WAVE;
+                parallel(ctx.threads(), || wave.clone().into_par_iter().map(one).collect())?;
+            next = wave.end;
             for tokens in texts {
                 let Some(tokens) = tokens else {
                     ctx.check_cancelled()?;

@@ -105,7 +105,8 @@ fn a_claim_is_given_back_when_its_result_is_durable() {
         assert!(other.lookup(&key).unwrap().is_some());
         assert_eq!(busy(&other, "one"), None);
     });
-    committer.publish(Publication { key, entry, claim: Some(claim), replace: false }).unwrap();
+    let claim = Some(claim);
+    committer.publish(Publication { key, entry, claim, attempt: None, replace: false }).unwrap();
     assert!(busy(&home.cache, "one").is_some());
     committer.flush().unwrap();
     assert_eq!(busy(&home.cache, "one"), None);

@@ -3,8 +3,12 @@
 mod claim;
 mod crash;
 mod files;
+mod gc;
+mod gc_beside;
+mod gc_plan;
 mod index;
 mod model;
 mod parts;
 mod result;
+mod scrub;
 mod support;

@@ -146,6 +146,6 @@ proptest! {
 }
 
 /// Few in CI; `PROPTEST_CASES` for a soak.
-fn cases() -> u32 {
+pub fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
 }

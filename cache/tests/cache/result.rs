@@ -150,8 +150,13 @@ fn a_result_is_visible_at_once_and_durable_after_the_flush() {
     let committer = home.cache.committer(|_| {});
     let entries: Vec<Entry> = (0..300).map(|i| tiny(&home.cache, i)).collect();
     for entry in &entries {
-        let publication =
-            Publication { key: entry.key, entry: entry.clone(), claim: None, replace: false };
+        let publication = Publication {
+            key: entry.key,
+            entry: entry.clone(),
+            claim: None,
+            attempt: None,
+            replace: false,
+        };
         committer.publish(publication).unwrap();
         assert_eq!(home.cache.lookup(&entry.key).unwrap().as_ref(), Some(entry));
     }
@@ -198,7 +203,8 @@ fn a_result_that_cannot_be_written_fails_the_flush_and_nothing_else() {
     let (_attempt, mut entry) = make(&home.cache, "one", "bytes");
     entry.preimage.push(' ');
     let committer = home.cache.committer(|_| {});
-    let publication = Publication { key: entry.key, entry, claim: None, replace: false };
+    let publication =
+        Publication { key: entry.key, entry, claim: None, attempt: None, replace: false };
     committer.publish(publication).unwrap();
     let error = committer.flush().unwrap_err().to_string();
     assert!(error.contains("pre-image"), "{error}");

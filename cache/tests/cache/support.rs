@@ -73,11 +73,12 @@ pub fn publish(cache: &Cache, entry: &Entry, replace: bool) -> Published {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let sink = seen.clone();
     let committer = cache.committer(move |done| sink.lock().unwrap().extend(done));
-    let publication = Publication { key: entry.key, entry: entry.clone(), claim: None, replace };
+    let (key, entry) = (entry.key, entry.clone());
+    let publication = Publication { key, entry, claim: None, attempt: None, replace };
     committer.publish(publication).unwrap();
     committer.flush().unwrap();
     let outcome = seen.lock().unwrap().pop().unwrap();
-    assert_eq!(outcome.0, entry.key);
+    assert_eq!(outcome.0, key);
     outcome.1
 }
 

@@ -43,6 +43,12 @@ impl Executor<'_> {
             Ok(inputs) => inputs,
             Err(message) => return self.refuse(at, message),
         };
+        // Before they are looked for: from here on nobody removes what is there.
+        let ours = inputs.iter().flat_map(|(_, all)| all).filter(|a| a.step.is_some());
+        let used: Vec<Digest> = ours.map(|a| a.digest).collect();
+        if let Err(error) = self.lease.hold(&used) {
+            return self.refuse(at, format!("cannot keep its inputs from being removed: {error}"));
+        }
         let lost = self.lost_inputs(&inputs);
         if !lost.is_empty() {
             return self.rewind(at, &lost);

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cache::{Attempt, Cache, Claim, Committer, Key, Output, Published};
+use cache::{Attempt, Cache, Claim, Committer, Digest, Key, Lease, Output, Published};
 
 pub use options::Options;
 
@@ -56,6 +56,8 @@ pub struct Outcome {
     pub steps: Vec<Settled>,
     /// Why results could not be kept, if some could not (a full disk).
     pub unkept: Option<cache::Error>,
+    /// Keeps what the run used and made from garbage collection until it is dropped.
+    pub lease: Lease,
 }
 
 /// What a run needs beside the plan.
@@ -147,6 +149,9 @@ struct Executor<'a> {
     short: HashMap<usize, Instant>,
     pool: Pool,
     committer: Committer,
+    lease: Lease,
+    /// Of hits, to be noted in the lease with the next ones.
+    hits: Vec<Digest>,
     heard: Receiver<Heard>,
     started: Instant,
     summary: Summary,
@@ -210,6 +215,8 @@ impl<'a> Executor<'a> {
                 Arc::new(move |m| sender.send(Heard::Worker(m)).is_ok()),
             ),
             committer,
+            lease: setting.cache.lease(&format!("run {}", setting.run))?,
+            hits: Vec::new(),
             heard,
             started: Instant::now(),
             summary: Summary::default(),
@@ -228,6 +235,7 @@ impl<'a> Executor<'a> {
                 }
             }
             self.tell_skipped();
+            self.keep_hits();
             if self.schedule.finished() {
                 break;
             }
@@ -249,7 +257,7 @@ impl<'a> Executor<'a> {
         self.summary.interrupted = self.stopping > 0;
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary: summary.clone() });
-        Ok(Outcome { summary, steps: self.settled, unkept: flushed.err() })
+        Ok(Outcome { summary, steps: self.settled, unkept: flushed.err(), lease: self.lease })
     }
 
     fn emit(&mut self, event: Event) {
@@ -315,7 +323,15 @@ impl<'a> Executor<'a> {
         self.summary.cached += 1;
         self.summary.saved_s += saved_s;
         self.settled[step].outputs = Some(entry.outputs.clone());
+        self.hits.extend(entry.outputs.iter().map(|output| output.digest));
         self.emit(Event::Cached { step, key: entry.key, saved_s, outputs: entry.outputs });
+    }
+
+    /// Notes what hits gave, so that it does not go while this run may still want it. A failure
+    /// costs at most that it is made again: inputs are noted before they are used.
+    fn keep_hits(&mut self) {
+        let hits = std::mem::take(&mut self.hits);
+        let _ = self.lease.hold(&hits);
     }
 
     fn fail_early(&mut self, at: usize, failure: Failure, message: String) {

@@ -28,6 +28,9 @@ impl Executor<'_> {
             self.pool.give_back(worker);
             return self.attempt_failed(at, Failure::Input, message);
         }
+        // While the attempt is still held. If it cannot be noted, it may have to be made again.
+        let made: Vec<Digest> = outputs.iter().map(|output| output.digest).collect();
+        let _ = self.lease.hold(&made);
         let running = self.running.remove(&at).expect("it was running");
         self.by_worker.remove(&running.worker);
         self.pool.give_back(running.worker);
@@ -39,8 +42,8 @@ impl Executor<'_> {
         if self.plan.steps[step].cache {
             let entry = self.entry(step, &outputs, log, seconds);
             let replace = self.options.force.contains(&step) || self.rewound[step];
-            let publication =
-                Publication { key: running.key, entry, claim: running.claim, replace };
+            let (key, claim, attempt) = (running.key, running.claim, Some(running.attempt));
+            let publication = Publication { key, entry, claim, attempt, replace };
             // A committer that died tells so at the flush, which ends the run with an error.
             let _ = self.committer.publish(publication);
         }

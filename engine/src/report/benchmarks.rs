@@ -18,6 +18,7 @@ type Mean = (f64, Option<f64>);
 pub(super) struct Benchmarks {
     tasks: Vec<Row>,
     average: Option<Row>,
+    retained: Vec<Kept>,
     recall: Vec<Probe>,
     distance: Vec<Probe>,
     needle: Vec<Probe>,
@@ -33,6 +34,16 @@ struct Row {
     teacher: Option<Mean>,
     student: Option<Mean>,
     difference: Option<Mean>,
+}
+
+/// What the student kept of the teacher's gain over guessing.
+#[derive(Clone, Debug)]
+struct Kept {
+    tasks: u64,
+    chance: Option<f64>,
+    value: f64,
+    /// Its 95 % interval.
+    ends: Option<[f64; 2]>,
 }
 
 /// One line of a probe.
@@ -57,6 +68,10 @@ impl Benchmarks {
         Benchmarks {
             tasks: list(value.get("tasks")).iter().flat_map(Row::all).collect(),
             average: value.get("average").and_then(Row::average),
+            retained: ["retained", "retained_choices"]
+                .into_iter()
+                .filter_map(|name| Kept::of(value.get("average")?.get(name)?))
+                .collect(),
             recall: probes("recall", |row| row.get("pairs")?.as_u64().map(thousands)),
             distance: probes("recall_by_distance", |row| {
                 let to = row.get("to")?.as_u64()?.saturating_sub(1);
@@ -143,6 +158,31 @@ impl Row {
     }
 }
 
+impl Kept {
+    fn of(value: &Value) -> Option<Kept> {
+        let number = |name: &str| value.get(name).and_then(Value::as_f64);
+        Some(Kept {
+            tasks: value.get("tasks").and_then(Value::as_u64)?,
+            chance: number("chance"),
+            value: number("value")?,
+            ends: number("low").zip(number("high")).map(|(low, high)| [low, high]),
+        })
+    }
+
+    fn draw(&self, out: &mut String) {
+        let ends = self.ends.map_or(String::new(), |[low, high]| {
+            format!(" <small>{} to {}</small>", percent(low), percent(high))
+        });
+        let _ = write!(
+            out,
+            "<tr><th>retained gain, {} benchmarks <small>95 % interval</small></th><td></td><td>{}</td><td></td><td>{}{ends}</td><td></td></tr>",
+            self.tasks,
+            self.chance.map_or(String::new(), percent),
+            percent(self.value),
+        );
+    }
+}
+
 impl Probe {
     fn of(name: String, row: &Value) -> Probe {
         let of = |side: &str, name: &str| mean(row.get(side), name);
@@ -186,6 +226,7 @@ pub(super) fn tables(found: &Benchmarks) -> String {
         open(&mut out, "Benchmarks", &head);
         found.tasks.iter().take(MOST_ROWS).for_each(|row| row.draw(&mut out));
         found.average.iter().for_each(|row| row.draw(&mut out));
+        found.retained.iter().for_each(|row| row.draw(&mut out));
         close(&mut out, found.tasks.len());
     }
     let probes = [
@@ -239,8 +280,10 @@ mod tests {
         let task = json!({ "task": "lambada <1>", "n": 5153, "metric": "acc", "chance": null,
             "student": figures(0.25), "teacher": figures(0.3), "difference": { "value": -0.05, "stderr": 0.01 } });
         let mean = json!({ "value": 0.5, "stderr": null });
-        let found =
-            drawn(&json!({ "tasks": [task, 3], "average": { "tasks": 6, "student": mean } }));
+        let kept = json!({ "tasks": 6, "chance": 0.29, "value": 0.9, "low": 0.85, "high": 0.951 });
+        let found = drawn(
+            &json!({ "tasks": [task, 3], "average": { "tasks": 6, "student": mean, "retained": kept } }),
+        );
         let row = "<tr><th>lambada &lt;1&gt; <small>accuracy</small></th><td>5,153</td><td></td>\
                    <td>30.0 % <small>± 1.1</small></td><td>25.0 % <small>± 1.1</small></td>\
                    <td>−5.0 <small>± 1.0</small></td></tr>";
@@ -250,6 +293,10 @@ mod tests {
         );
         assert!(
             found.contains("<th>average of 6 <small></small></th>") && found.contains("50.0 %")
+        );
+        assert!(
+            found.contains("<td>29.0 %</td><td></td><td>90.0 % <small>85.0 % to 95.1 %</small>"),
+            "{found}"
         );
     }
 

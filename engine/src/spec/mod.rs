@@ -29,6 +29,7 @@ use crate::plan::{Plan, build};
 use crate::stage::Registry;
 
 pub use self::schema::schema;
+pub use self::value::{bytes as parse_bytes, duration as parse_duration};
 
 /// What the command line says about a pipeline.
 #[derive(Clone, Debug, Default)]

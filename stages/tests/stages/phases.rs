@@ -14,7 +14,7 @@ use stages::cache_teacher::{self, CacheTeacher};
 use stages::data::shard::ShardWriter;
 use stages::distill::{self, Distill};
 use stages::models::start::Start;
-use stages::models::{Config, MixerKind, Model};
+use stages::models::{Config, MixerKind, Model, Part};
 use stages::orient::{self, Orient};
 use stages::train::philox::Philox;
 use stages::train::signals::AttentionForm;
@@ -312,6 +312,43 @@ fn assemble_wants_every_layer_exactly_once() {
     let params = distill::Params { train: distill::Train::Mixers, ..distill_params(2) };
     let inputs: &[(&str, &[&Path])] = &[common[0], common[1], ("student", &[&hybrid[0]])];
     place.run::<Distill>("mixers", &params, inputs, |_| {}).unwrap();
+}
+
+#[test]
+fn weights_of_the_teacher_learn_at_their_share_of_the_rate() {
+    let place = Place::new();
+    let (teacher, tokens) = (place.path("teacher.safetensors"), place.path("train.bin"));
+    let params = assemble::Params { init: Some(Start::Default), d_state: 6, ..Default::default() };
+    let inputs: &[(&str, &[&Path])] = &[("teacher", &[&teacher])];
+    let student = place.run::<Assemble>("fresh", &params, inputs, |_| {}).unwrap();
+    let inputs: &[(&str, &[&Path])] =
+        &[("teacher", &[&*teacher]), ("tokens", &[&*tokens]), ("student", &[&*student[0]])];
+    let load = |path: &Path| Model::load(&engine::tensors::Tensors::open(path).unwrap()).unwrap();
+    let (model, start) = load(&student[0]);
+    // How far the mixers and all other parameters went.
+    let moved = |name: &str, transferred: f64| {
+        let params = distill::Params { transferred, ..distill_params(4) };
+        let made = place.run::<Distill>(name, &params, inputs, |_| {}).unwrap();
+        let (_, end) = load(&made[0]);
+        [true, false].map(|mixers| {
+            let entries = model.layout.entries();
+            let own = entries.iter().filter(|e| matches!(e.part, Part::Mixer(_)) == mixers);
+            let apart =
+                own.flat_map(|e| e.slot.range()).map(|i| (end.flat[i] - start.flat[i]).abs());
+            apart.fold(0f32, f32::max)
+        })
+    };
+    let [whole, tenth] = [moved("whole", 1.0), moved("tenth", 0.1)];
+    assert!((tenth[0] / whole[0] - 1.0).abs() < 0.3, "{whole:?} {tenth:?}");
+    assert!((tenth[1] / whole[1] - 0.1).abs() < 0.05, "{whole:?} {tenth:?}");
+    let names: Vec<String> = [0.0, f64::NAN]
+        .iter()
+        .flat_map(|transferred| {
+            let wrong = distill::Params { transferred: *transferred, ..distill_params(4) };
+            Distill::check(&wrong).into_iter().map(|(name, _)| name)
+        })
+        .collect();
+    assert_eq!(names, ["transferred", "transferred"]);
 }
 
 #[test]

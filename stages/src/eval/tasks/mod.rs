@@ -8,6 +8,7 @@ pub mod hellaswag;
 pub mod lambada;
 pub mod piqa;
 pub mod results;
+pub mod retained;
 pub mod text;
 pub mod winogrande;
 

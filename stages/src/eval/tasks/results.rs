@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::retained::Retained;
 use super::{Document, Kind, Metric, TASKS, Task};
 use crate::eval::likelihood::Likelihood;
 use crate::eval::report::short;
@@ -52,6 +53,10 @@ pub struct TaskResult {
     pub teacher: Option<TaskFigures>,
     /// Student less teacher by that metric, paired by document.
     pub difference: Option<Mean>,
+    /// Whether student and teacher are right by that metric, document by document; empty without a
+    /// teacher.
+    #[serde(skip)]
+    pub hits: Vec<[bool; 2]>,
 }
 
 /// A mean and its standard error.
@@ -74,6 +79,10 @@ pub struct Average {
     pub teacher: Option<Mean>,
     /// Student less teacher, paired.
     pub difference: Option<Mean>,
+    /// What the student kept of the teacher's gain over guessing.
+    pub retained: Option<Retained>,
+    /// The same of the benchmarks with choices alone, so without LAMBADA.
+    pub retained_choices: Option<Retained>,
 }
 
 /// The first of the largest.
@@ -186,13 +195,12 @@ impl TaskResult {
         teacher: Option<&[Outcome]>,
     ) -> TaskResult {
         let hit = |outcome: &Outcome| match task.metric {
-            Metric::Acc => share(outcome.acc),
-            Metric::AccNorm => share(outcome.acc_norm),
+            Metric::Acc => outcome.acc,
+            Metric::AccNorm => outcome.acc_norm,
         };
-        let difference = teacher.and_then(|teacher| {
-            let pairs = student.iter().zip(teacher);
-            Mean::of(&pairs.map(|(s, t)| hit(s) - hit(t)).collect::<Vec<_>>())
-        });
+        let pairs = student.iter().zip(teacher.unwrap_or_default());
+        let hits: Vec<[bool; 2]> = pairs.map(|(s, t)| [hit(s), hit(t)]).collect();
+        let apart: Vec<f64> = hits.iter().map(|[s, t]| share(*s) - share(*t)).collect();
         TaskResult {
             task: task.name,
             n: documents.len(),
@@ -200,7 +208,8 @@ impl TaskResult {
             chance: chance(task.kind, documents),
             student: TaskFigures::of(task.kind, student),
             teacher: teacher.map(|teacher| TaskFigures::of(task.kind, teacher)),
-            difference: difference.map(Mean::short),
+            difference: Mean::of(&apart).map(Mean::short),
+            hits,
         }
     }
 
@@ -233,11 +242,16 @@ impl Average {
             let means: Option<Vec<Mean>> = paper.iter().map(|(r, metric)| of(r, *metric)).collect();
             Mean::over(&means?).map(Mean::short)
         };
+        let all: Vec<&TaskResult> = paper.iter().map(|(result, _)| *result).collect();
+        let choices: Vec<&TaskResult> =
+            all.iter().filter(|result| result.chance.is_some()).copied().collect();
         Some(Average {
             tasks: paper.len(),
             student: over(&|result, metric| Some(result.student.headline(metric)))?,
             teacher: over(&|result, metric| Some(result.teacher.as_ref()?.headline(metric))),
             difference: over(&|result, _| result.difference),
+            retained: Retained::of(&all),
+            retained_choices: Retained::of(&choices),
         })
     }
 }

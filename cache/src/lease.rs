@@ -1,0 +1,234 @@
+//! Who uses which bytes, so that garbage collection leaves them: the lock that puts both in order,
+//! leases of running processes, holds of attempts. Knows neither keys nor what is collected.
+//!
+//! `gc.lock` is shared by whoever notes a use, and is gc's alone while it reads all notes and moves
+//! what nobody needs out of the way. So a use is noted before gc looks, and is honoured; or after
+//! gc moved, and the check for presence that follows the note tells it. Nobody has the lock for
+//! long. Every lock here is the kernel's and ends with its process.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::cache::Cache;
+use crate::digest::Digest;
+use crate::error::{At, Result};
+use crate::layout::{Layout, unique};
+
+/// File of an attempt's notes.
+pub(crate) const HOLDS: &str = "holds";
+
+/// A lock of the whole cache, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Lock {
+    /// Keeps gc from deciding. For moments, and never two at once by one thread.
+    pub fn shared(layout: &Layout) -> Result<Lock> {
+        Lock::wait(&layout.gc_lock(), FlockOperation::LockShared)
+    }
+
+    /// Keeps everybody from noting a use.
+    pub fn exclusive(layout: &Layout) -> Result<Lock> {
+        Lock::wait(&layout.gc_lock(), FlockOperation::LockExclusive)
+    }
+
+    /// The right to collect, which one process has at a time. `on_wait` is called when another
+    /// has it.
+    pub fn turn(layout: &Layout, on_wait: impl FnOnce()) -> Result<Lock> {
+        let path = layout.gc_turn();
+        match Lock::attempt(&path, FlockOperation::NonBlockingLockExclusive)? {
+            Some(lock) => Ok(lock),
+            None => {
+                on_wait();
+                Lock::wait(&path, FlockOperation::LockExclusive)
+            }
+        }
+    }
+
+    /// Keeps a gc from starting; `None` while one is at work.
+    fn no_turn(layout: &Layout) -> Result<Option<Lock>> {
+        Lock::attempt(&layout.gc_turn(), FlockOperation::NonBlockingLockShared)
+    }
+
+    fn wait(path: &Path, operation: FlockOperation) -> Result<Lock> {
+        let file = lock_file(path)?;
+        loop {
+            match flock(&file, operation) {
+                Err(Errno::INTR) => {}
+                result => return result.map(|()| Lock(file)).at("lock", path),
+            }
+        }
+    }
+
+    fn attempt(path: &Path, operation: FlockOperation) -> Result<Option<Lock>> {
+        let file = lock_file(path)?;
+        match flock(&file, operation) {
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            result => result.map(|()| Some(Lock(file))).at("lock", path),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Explicitly, since a child between fork and exec still shares the open file.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn lock_file(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).at("open", path)
+}
+
+/// What a process uses: no gc removes it before the lease is dropped or the process ends.
+#[derive(Debug)]
+pub struct Lease {
+    layout: Layout,
+    path: PathBuf,
+    file: File,
+    held: Mutex<HashSet<Digest>>,
+}
+
+impl Cache {
+    /// Begins a lease; `who` is told to those who ask what keeps bytes from being removed.
+    ///
+    /// # Errors
+    /// When its file cannot be written.
+    pub fn lease(&self, who: &str) -> Result<Lease> {
+        let layout = self.layout().clone();
+        let path = layout.dir("leases").join(unique());
+        let who: String = who.chars().filter(|c| !c.is_control()).collect();
+        // Under the lock, so that gc never sees the file without its owner's lock on it.
+        let lock = Lock::shared(&layout)?;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create_new(true).mode(0o600);
+        let mut file = options.open(&path).at("create", &path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).at("lock", &path)?;
+        let line = format!("{} {who}\n", std::process::id());
+        file.write_all(line.as_bytes()).at("write", &path)?;
+        drop(lock);
+        Ok(Lease { layout, path, file, held: Mutex::default() })
+    }
+}
+
+impl Lease {
+    /// Notes that these artifacts are used, whether they are there or not: only afterwards tell
+    /// `present` and its like something that stays true.
+    ///
+    /// # Errors
+    /// When the note cannot be written (a full disk); then nothing is sure.
+    pub fn hold(&self, digests: &[Digest]) -> Result<()> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new: Vec<Digest> = digests.iter().filter(|d| !held.contains(d)).copied().collect();
+        new.sort_unstable();
+        new.dedup();
+        if !new.is_empty() {
+            note(&self.layout, &self.file, &self.path, &new)?;
+            held.extend(new);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A gc at work goes on honouring the file, since it may have read what else keeps this
+        // process' results before they were made. The next one removes it.
+        if let Ok(Some(_idle)) = Lock::no_turn(&self.layout) {
+            let _ = fs::remove_file(&self.path);
+        }
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+/// What an attempt puts into the store, before it is named by a result.
+pub(crate) struct Holds<'a> {
+    layout: &'a Layout,
+    path: PathBuf,
+}
+
+impl Holds<'_> {
+    /// Those of the attempt at `dir`.
+    pub fn of<'a>(layout: &'a Layout, dir: &Path) -> Holds<'a> {
+        Holds { layout, path: dir.join(HOLDS) }
+    }
+
+    /// Notes digests, to be called before their objects get their names or are found to be there.
+    pub fn add(&self, digests: &[Digest]) -> Result<()> {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        let file = options.open(&self.path).at("open", &self.path)?;
+        note(self.layout, &file, &self.path, digests)
+    }
+}
+
+/// Appends a line for each digest. A first line break ends what a killed process left of a line.
+fn note(layout: &Layout, mut file: &File, path: &Path, digests: &[Digest]) -> Result<()> {
+    let mut text = String::with_capacity(1 + 65 * digests.len());
+    text.push('\n');
+    for digest in digests {
+        text.push_str(&digest.to_string());
+        text.push('\n');
+    }
+    let _lock = Lock::shared(layout)?;
+    file.write_all(text.as_bytes()).at("write", path)
+}
+
+/// The digests in a text of notes; what is no whole line is none.
+pub(crate) fn noted(text: &str) -> impl Iterator<Item = Digest> + '_ {
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().filter_map(|line| line.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("c")).unwrap();
+        (dir, cache)
+    }
+
+    #[test]
+    fn a_torn_line_is_no_note_and_spoils_none_after_it() {
+        let (_dir, cache) = cache();
+        let layout = cache.layout();
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let holds = Holds::of(layout, layout.root());
+        fs::write(&holds.path, &one.to_string()[..20]).unwrap();
+        holds.add(&[two]).unwrap();
+        let text = fs::read_to_string(&holds.path).unwrap();
+        assert_eq!(noted(&text).collect::<Vec<_>>(), [two]);
+        let cut = &text[..text.len() - 1];
+        assert_eq!(noted(cut).count(), 0, "its line has no end yet");
+    }
+
+    #[test]
+    fn a_lease_leaves_its_file_only_while_a_gc_is_at_work() {
+        let (_dir, cache) = cache();
+        let there = || fs::read_dir(cache.layout().dir("leases")).unwrap().count();
+        let lease = cache.lease("a\ntest").unwrap();
+        lease.hold(&[Digest::of(b"1"), Digest::of(b"1")]).unwrap();
+        lease.hold(&[Digest::of(b"1")]).unwrap();
+        let text = fs::read_to_string(&lease.path).unwrap();
+        assert_eq!(text.lines().next().unwrap(), format!("{} atest", std::process::id()));
+        assert_eq!(noted(&text).collect::<Vec<_>>(), [Digest::of(b"1")], "noted once");
+        drop(lease);
+        assert_eq!(there(), 0);
+        let lease = cache.lease("a test").unwrap();
+        let turn = Lock::turn(cache.layout(), || panic!("nobody else collects")).unwrap();
+        drop(lease);
+        assert_eq!(there(), 1);
+        drop(turn);
+    }
+}

