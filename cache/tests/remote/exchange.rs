@@ -198,7 +198,7 @@ fn run(home: &Home, remote: &Remote, name: &str, done: &Mutex<HashMap<String, u3
     }
 }
 
-fn each_once(remotes: [Remote; 2]) {
+pub fn each_once(remotes: [Remote; 2]) {
     let names: Vec<String> = (0..8).map(|i| format!("step {i}")).collect();
     let done = Mutex::new(HashMap::new());
     let homes = [Home::new(), Home::new()];

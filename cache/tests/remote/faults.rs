@@ -88,8 +88,8 @@ fn a_broken_connection_costs_only_what_was_not_there_yet() {
     let client = Client::new(&store, 1);
     let remote = client.remote();
     push(&remote, &from.cache, &entry).unwrap();
-    client.set(Faults { cut: 60, ..Default::default() });
     hit(remote.find(&to.cache, &entry.key));
+    client.set(Faults { cut: 60, ..Default::default() });
     let before = client.read.load(Ordering::SeqCst);
     fetch(&remote, &to.cache, &entry).unwrap();
     whole(&to.cache, &entry);

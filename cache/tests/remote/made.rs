@@ -36,7 +36,7 @@ pub fn result(cache: &Cache, name: &str, large: bool) -> Entry {
     for (path, text) in [("deep/a", name), ("deep/er/b", "b"), ("same", "b"), ("tool", "#!")] {
         file(&format!("report/{path}"), text.as_bytes());
     }
-    file("report/copy.safetensors", &tensors(own, 9));
+    file("report/more.safetensors", &tensors(own ^ 1, 9));
     fs::create_dir_all(attempt.dir.join("report/nothing/here")).unwrap();
     let executable = fs::Permissions::from_mode(0o755);
     fs::set_permissions(attempt.dir.join("report/tool"), executable).unwrap();
