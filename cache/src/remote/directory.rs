@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +21,9 @@ use crate::remote::transport::{Body, Fault, Piece, Put, Transport, Upload};
 const CHUNK: u64 = 1 << 20;
 /// Where objects are that are not whole yet.
 const TMP: &str = "tmp";
+
+/// Nobody goes on with something this old.
+const OLD: Duration = Duration::from_secs(14 * 86_400);
 
 /// A directory that holds a remote.
 #[derive(Debug, Clone)]
@@ -222,6 +226,20 @@ impl Transport for Directory {
             this.name(&tmp, &path, Put::Over)
         });
         rooted(&self.root, named.await).await
+    }
+
+    async fn tidy(&self) {
+        let dir = self.root.join(TMP);
+        let swept = blocking(move || {
+            for item in fs::read_dir(dir)?.flatten() {
+                let age = item.metadata().and_then(|m| m.modified()).map(|time| time.elapsed());
+                if age.is_ok_and(|age| age.is_ok_and(|age| age > OLD)) {
+                    let _ = fs::remove_file(item.path());
+                }
+            }
+            Ok(())
+        });
+        let _ = swept.await;
     }
 
     async fn abort(&self, upload: Upload<'_>) -> Result<(), Fault> {

@@ -317,6 +317,7 @@ fn part_size(bytes: u64) -> u64 {
 /// Uploads in parts that were not gone on with for a week are dropped, here and there.
 pub(super) async fn drop_old(transfer: &Transfer) -> Result<(), Trouble> {
     const WEEK: u64 = 7 * 86_400;
+    transfer.inner.transport.tidy().await;
     let cache: &Cache = &transfer.cache;
     let dir = transfer.inner.uploads(cache)?;
     for item in std::fs::read_dir(&dir).at("list", &dir)?.flatten() {

@@ -135,12 +135,14 @@ impl Uploader {
     /// waits; 32 bytes are remembered of it, and an empty file in the cache.
     pub fn enqueue(&self, key: &Key) {
         let mut state = self.shared.locked();
-        if state.open.insert(*key) {
-            state.queue.push_back(*key);
-            drop(state);
-            self.shared.remote.note(&self.shared.cache, key, "");
-            self.shared.wake.notify_one();
+        if state.open.contains(key) {
+            return;
         }
+        // Noted before a thread can be done with it, and so with the note.
+        self.shared.remote.note(&self.shared.cache, key, "");
+        state.open.insert(*key);
+        state.queue.push_back(*key);
+        self.shared.wake.notify_one();
     }
 
     /// Hands over what earlier processes did not get there; says how many.
