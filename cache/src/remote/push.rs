@@ -27,7 +27,7 @@ use crate::remote::{Trouble, layout};
 use crate::tree::Kind;
 
 /// Objects on their way at once.
-const OBJECTS: usize = 8;
+const OBJECTS: usize = 16;
 
 /// What a push did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -228,12 +228,10 @@ impl Transfer {
         let name = layout::entry(&entry.key);
         let text = Bytes::from(envelope.render());
         if !replace {
-            let put = async || {
-                match self.inner.transport.put(&name, text.clone(), Put::New).await {
-                    Ok(()) => Ok(false),
-                    Err(Fault::Exists) => Ok(true),
-                    Err(fault) => Err(self.inner.trouble(fault)),
-                }
+            let put = async || match self.inner.transport.put(&name, text.clone(), Put::New).await {
+                Ok(()) => Ok(false),
+                Err(Fault::Exists) => Ok(true),
+                Err(fault) => Err(self.inner.trouble(fault)),
             };
             let exists = self.patiently(put).await?;
             let there = self.patiently(async || self.inner.entry(&entry.key).await).await?;
