@@ -14,6 +14,7 @@
 //!   divergences/<key>/     results that differ from the entry, as evidence
 //!   runs/                  the engine's records
 //!   index/                 SQLite; a copy, to be deleted at will
+//!   uploads/<remote>/      what is on its way to a remote, or did not get there
 //!   staging/ trash/        not yet, and no more
 //! ```
 //!
@@ -40,6 +41,7 @@ mod pins;
 mod recipe;
 mod reindex;
 mod scrub;
+pub mod remote;
 mod sealed;
 mod stat;
 mod store;

@@ -1,6 +1,7 @@
 //! A file or a directory as one thing: its digest, its size, made read-only, removed. Knows no
 //! store.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{self, Digest};
 use crate::error::{At, Error, Result};
+use crate::recipe::{Item, Recipe};
 
 /// What an artifact is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -82,6 +84,55 @@ fn hash_listing(items: &[(u8, Vec<u8>, Digest)]) -> Digest {
         hasher.update(digest.as_bytes());
     }
     Digest::from_bytes(*hasher.finalize().as_bytes())
+}
+
+/// The digest of the directory that a recipe makes, or of its file, when that can be told without
+/// the bytes: each file is one part.
+pub(crate) fn listing_digest(recipe: &Recipe) -> Option<Digest> {
+    if recipe.kind == Kind::File {
+        let [item] = &recipe.items[..] else { return None };
+        return digest_of_item(item);
+    }
+    let mut root = Branch::default();
+    for item in &recipe.items {
+        let tag = if item.executable { b'x' } else { b'f' };
+        root.add(&item.path, Some((tag, digest_of_item(item)?)));
+    }
+    recipe.empty_dirs.iter().for_each(|path| root.add(path, None));
+    Some(root.digest())
+}
+
+fn digest_of_item(item: &Item) -> Option<Digest> {
+    match &item.parts[..] {
+        [one] => Some(one.digest),
+        _ => None,
+    }
+}
+
+/// A directory that is not there yet.
+#[derive(Default)]
+struct Branch {
+    files: Vec<(u8, Vec<u8>, Digest)>,
+    below: BTreeMap<Vec<u8>, Branch>,
+}
+
+impl Branch {
+    /// Adds a file, or an empty directory when `leaf` is none.
+    fn add(&mut self, path: &str, leaf: Option<(u8, Digest)>) {
+        let name = |name: &str| name.as_bytes().to_vec();
+        match (path.split_once('/'), leaf) {
+            (Some((dir, rest)), _) => self.below.entry(name(dir)).or_default().add(rest, leaf),
+            (None, Some((tag, digest))) => self.files.push((tag, name(path), digest)),
+            (None, None) => drop(self.below.entry(name(path)).or_default()),
+        }
+    }
+
+    fn digest(self) -> Digest {
+        let dirs = self.below.into_iter().map(|(name, branch)| (b'd', name, branch.digest()));
+        let mut items: Vec<_> = self.files.into_iter().chain(dirs).collect();
+        items.sort_by(|a, b| a.1.cmp(&b.1));
+        hash_listing(&items)
+    }
 }
 
 /// Digest and bytes of the directory that these files, not executable, would make under these
