@@ -53,6 +53,9 @@ impl Inner {
     /// not looked at.
     pub async fn form(&self, output: &Output, recipe_first: bool) -> Result<Option<Form>, Trouble> {
         let blob = Part { digest: output.digest, bytes: output.bytes };
+        if self.is_damaged(&output.digest) {
+            return Ok(None);
+        }
         if output.kind == Kind::Dir {
             return self.recipe_form(output).await;
         }
@@ -63,6 +66,22 @@ impl Inner {
             return Ok(Some(Form::Blob(blob)));
         }
         if recipe_first { Ok(None) } else { self.recipe_form(output).await }
+    }
+
+    /// As [`Inner::form`], for moving bytes: a recipe is preferred, since some of its objects may
+    /// be here; and what was found damaged before is tried again.
+    pub async fn best_form(&self, output: &Output) -> Result<Option<Form>, Trouble> {
+        if output.kind == Kind::Dir {
+            return self.recipe_form(output).await;
+        }
+        let part = Part { digest: output.digest, bytes: output.bytes };
+        let blob = layout::object(&part.digest);
+        let (recipe, blob) = tokio::join!(self.recipe_form(output), self.head(&blob));
+        if let Some(form) = recipe? {
+            return Ok(Some(form));
+        }
+        // Of whatever size: that it is damaged is found, and told, when it comes.
+        Ok(blob.map_err(|f| self.trouble(f))?.map(|_| Form::Blob(part)))
     }
 
     async fn recipe_form(&self, output: &Output) -> Result<Option<Form>, Trouble> {

@@ -82,6 +82,7 @@ impl Transfer {
             match self.fill(&part, &partial, &mut moved).await {
                 Ok(()) => {
                     self.finish(&part, partial, sink).await?;
+                    self.inner.set_damaged(&part.digest, false);
                     return Ok(moved);
                 }
                 Err(Trouble::Damaged { what, .. }) => {

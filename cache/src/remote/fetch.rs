@@ -39,6 +39,7 @@ pub struct Fetched {
 
 impl Remote {
     /// Brings the bytes of `outputs` into the cache; those that are there already cost nothing.
+    /// A lease of the caller's own should hold them before, so that they stay also afterwards.
     /// A fetch that breaks off, also by a kill, is gone on with by the next.
     ///
     /// # Errors
@@ -66,18 +67,26 @@ impl Remote {
         };
         let work = unless(cancel, transfer.fetch(&wanted));
         let fetched = self.work(Way::Read, Length::Transfer, work)?;
-        wanted.iter().for_each(|output| cache.trust(output));
+        for output in wanted {
+            self.inner.set_damaged(&output.digest, false);
+            cache.trust(output);
+        }
         Ok(fetched)
     }
 }
 
 impl Transfer {
     async fn fetch(&self, wanted: &[&Output]) -> Result<Fetched, Trouble> {
-        self.inner.ready(false).await?;
+        // Before anything is looked for or gets its name: a collection may be at work.
+        let lease = self.cache.lease("a fetch from a remote")?;
+        lease.hold(&wanted.iter().map(|output| output.digest).collect::<Vec<_>>())?;
+        self.patiently(async || self.inner.ready(false).await).await?;
         wanted.iter().for_each(|output| self.progress.expect(output.bytes));
         // First the objects of all artifacts that go into the cache as they are, many at once.
         let forms = wanted.iter().map(async |o| Ok::<_, Trouble>((*o, self.locate(o).await?)));
         let forms: Vec<_> = stream::iter(forms).buffered(OBJECTS).try_collect().await?;
+        let names = forms.iter().flat_map(|(_, form)| form.parts()).map(|part| part.digest);
+        lease.hold(&names.collect::<Vec<_>>())?;
         let mut parts = HashMap::new();
         for (output, form) in &forms {
             if output.kind == Kind::File {
@@ -101,7 +110,7 @@ impl Transfer {
 
     /// How the remote holds an artifact; tried for as long as patience lasts.
     async fn locate(&self, output: &Output) -> Result<Form, Trouble> {
-        let form = self.patiently(|| self.inner.form(output, false)).await?;
+        let form = self.patiently(|| self.inner.best_form(output)).await?;
         let remote = self.inner.name.clone();
         form.ok_or(Trouble::Missing { remote, digest: output.digest })
     }

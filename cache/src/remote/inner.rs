@@ -232,7 +232,8 @@ impl Inner {
         }
     }
 
-    /// All of a small object; none when it is not there or larger than `limit`.
+    /// All of a small object; none when it is not there. One larger than `limit` comes as nothing,
+    /// which is no text that anybody takes.
     pub async fn read(&self, name: &str, limit: u64) -> Result<Option<Bytes>, Fault> {
         match self.twice(|| self.read_once(name, limit)).await {
             Err(Fault::Absent) => Ok(None),
@@ -243,7 +244,7 @@ impl Inner {
     async fn read_once(&self, name: &str, limit: u64) -> Result<Option<Bytes>, Fault> {
         let mut body = self.transport.get(name, None).await?;
         if body.size > limit {
-            return Ok(None);
+            return Ok(Some(Bytes::new()));
         }
         let mut bytes = BytesMut::with_capacity(body.size as usize);
         while let Some(piece) = body.stream.next().await {

@@ -103,6 +103,8 @@ impl Transfer {
                 }
             },
         };
+        let lease = self.cache.lease("a push to a remote")?;
+        lease.hold(&artifacts(entry).iter().map(|output| output.digest).collect::<Vec<_>>())?;
         let load = self.load(entry).await?;
         sent.objects = load.sources.len() as u64;
         let sizes = load.sources.values().map(|source| source.part.bytes);
