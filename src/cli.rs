@@ -4,7 +4,7 @@ mod cache;
 
 use std::path::PathBuf;
 
-pub use cache::{Cache, Du, Gc, KEEP_RUNS, Ls, OfSteps, Pin, Rebuild, Sort, Unpin, Verify};
+pub use cache::{Cache, Du, Gc, KEEP_RUNS, Ls, OfPins, Pin, Rebuild, Sort, Unpin, Verify};
 use clap::{Args, Parser, Subcommand};
 
 /// Turns pretrained Transformers into subquadratic students: declarative, incremental pipelines.

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::cache::Cache;
@@ -166,6 +166,7 @@ impl Holds<'_> {
     pub fn add(&self, digests: &[Digest]) -> Result<()> {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
+        options.custom_flags(OFlags::NOFOLLOW.bits() as i32);
         let file = options.open(&self.path).at("open", &self.path)?;
         note(self.layout, &file, &self.path, digests)
     }
