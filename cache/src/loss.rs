@@ -95,7 +95,7 @@ mod journal {
     #[derive(Default)]
     pub struct Journal {
         pub at: u64,
-        /// Paths whose bytes are not durable, and since when.
+        /// Files whose bytes are not durable, and since when.
         bytes: BTreeMap<PathBuf, u64>,
         changes: Vec<Change>,
         replaced: HashMap<PathBuf, Vec<u8>>,
@@ -111,27 +111,28 @@ mod journal {
 
     impl Journal {
         pub fn wrote(&mut self, path: &Path) {
-            self.bytes.insert(path.to_path_buf(), self.at);
+            self.bytes.extend(files(path).into_iter().map(|file| (file, self.at)));
         }
 
         pub fn named(&mut self, path: &Path, from: Option<&Path>) {
             let Ok(meta) = fs::symlink_metadata(path) else { return };
             if let Some(from) = from {
-                let moved: Vec<PathBuf> =
-                    self.bytes.keys().filter(|p| p.starts_with(from)).cloned().collect();
-                for old in moved {
-                    let at = self.bytes.remove(&old).expect("it was listed");
-                    let below = old.strip_prefix(from).expect("it was filtered");
-                    let new = match below.as_os_str().is_empty() {
-                        true => path.to_path_buf(),
-                        false => path.join(below),
-                    };
-                    self.bytes.insert(new, at);
-                }
+                self.moved(from, path);
             }
             let (from, before) = (from.map(Path::to_path_buf), self.replaced.remove(path));
             let how = How::Named { ino: meta.ino(), from, before };
             self.changes.push(Change { at: self.at, path: path.to_path_buf(), how });
+        }
+
+        fn moved(&mut self, from: &Path, to: &Path) {
+            for (path, at) in std::mem::take(&mut self.bytes) {
+                let path = match path.strip_prefix(from) {
+                    Ok(below) if below.as_os_str().is_empty() => to.to_path_buf(),
+                    Ok(below) => to.join(below),
+                    Err(_) => path,
+                };
+                self.bytes.insert(path, at);
+            }
         }
 
         pub fn replacing(&mut self, path: &Path) {
@@ -149,9 +150,7 @@ mod journal {
 
         pub fn synced(&mut self, path: &Path) {
             self.changes.retain(|change| change.path.parent() != Some(path));
-            if !path.is_dir() {
-                self.bytes.remove(path);
-            }
+            self.bytes.remove(path);
         }
 
         pub fn synced_all(&mut self, mark: u64) {
@@ -177,8 +176,8 @@ mod journal {
                     let back = from.as_ref().filter(|from| fs::symlink_metadata(from).is_err());
                     if back.is_none_or(|from| fs::rename(path, from).is_err()) {
                         let _ = tree::remove(path);
-                    } else if let Some(at) = self.bytes.remove(path) {
-                        self.bytes.insert(from.clone().expect("it went there"), at);
+                    } else {
+                        self.moved(path, from.as_ref().expect("it went there"));
                     }
                     if let Some(bytes) = before {
                         restore(path, bytes);
@@ -207,7 +206,7 @@ mod journal {
             }
         }
         let paths: Vec<PathBuf> = journal.bytes.keys().cloned().collect();
-        for file in paths.iter().flat_map(|path| files(path)) {
+        for file in paths {
             if dice.below(100) < share {
                 spoil(&file, dice.below(3));
             }
