@@ -35,11 +35,12 @@ impl Actor {
 
     /// Runs a step.
     pub fn put(&mut self, name: &str, c: u8, replace: bool) {
-        self.log.will(&format!("put {} {name} {c}", self.word()));
+        let act = format!("put {} {name} {c}", self.word());
+        self.log.will(&act);
         let Claimed::Mine(claim) = self.cache.claim(&key(name), "a test").unwrap() else { return };
         let (attempt, entry) = make_content(&self.cache, name, c, Some(&self.lease));
         publish_all(&self.cache, &entry, Some(claim), Some(attempt), replace);
-        self.log.did(&format!("put {name} {c}"));
+        self.log.did(&act);
     }
 
     /// Runs a step and ends before its result is published.
@@ -56,9 +57,10 @@ impl Actor {
         let cache::Finished { outputs, log, provenance } = finished;
         let entry = Entry::new(preimage(name), outputs, log, provenance);
         let c = content(&entry);
-        self.log.will(&format!("put {} {name} {c}", self.word()));
+        let act = format!("put {} {name} {c}", self.word());
+        self.log.will(&act);
         publish_all(&self.cache, &entry, Some(claim), None, false);
-        self.log.did(&format!("put {name} {c}"));
+        self.log.did(&act);
     }
 
     /// Uses a result as a step's input: what is not there or not right is made again.

@@ -22,7 +22,7 @@ fn child_does_anything() {
     let Some(cache) = as_child() else { return };
     let seed = std::env::var("CACHE_TEST_SEED").unwrap().parse().unwrap();
     let mut actor = Actor::new(cache, seed);
-    for _ in 0..12 {
+    for _ in 0..25 {
         actor.anything();
     }
 }
@@ -48,7 +48,7 @@ impl Worker {
         let mut child = child("soak::child_does_anything", root);
         child.env("CACHE_TEST_SEED", dice.next().to_string()).stderr(Stdio::piped());
         let mut moment = |most: usize| Duration::from_millis(dice.below(most) as u64);
-        let (after, on) = (moment(120), moment(60));
+        let (after, on) = (moment(40), moment(60));
         let end = match dice.below(10) {
             0..5 => End::AtPoint,
             5..8 => End::Killed { after },
@@ -56,7 +56,7 @@ impl Worker {
             _ => End::ByItself,
         };
         if let End::AtPoint = end {
-            let point = format!("{}@{}", dice.pick(&POINTS), 1 + dice.below(4));
+            let point = format!("{}@{}", dice.pick(&POINTS), 1 + dice.below(3));
             child.env("PIPE_CRASH_AT", point);
             // Others would have lost their part, too.
             if alone {

@@ -158,12 +158,20 @@ impl Story {
         self.0.iter().enumerate().map(|(i, l)| (i, &l[..])).filter(move |(_, line)| like(line))
     }
 
+    /// When the last of those acts began that have come to their ends. What an act does it may have
+    /// done at once or at its end, so others that overlap it come before or after it.
+    fn begun(&self, what: &str, name: &str) -> Option<usize> {
+        let ended = ["did", what, "_", name];
+        let start = |line: &[String]| self.all(&["will", what, &line[2]]).next().map(|(i, _)| i);
+        self.all(&ended).filter_map(|(_, line)| start(line)).max()
+    }
+
     fn last(&self, words: &[&str]) -> Option<usize> {
         self.all(words).next_back().map(|(i, _)| i)
     }
 
     /// Whether something of this kind was under way at line `i` or began after it. The third word
-    /// of such lines tells who did it.
+    /// of a line is the same when an act begins and when it ends.
     fn after(&self, words: &[&str], i: usize) -> bool {
         self.all(words).any(|(j, line)| j > i || !self.ended(line, i))
     }
@@ -174,7 +182,7 @@ impl Story {
 
     /// Whether `name` has a durable entry that nobody may have taken away.
     pub fn entry_is_sure(&self, name: &str) -> bool {
-        self.last(&["did", "put", name]).is_some_and(|i| {
+        self.begun("put", name).is_some_and(|i| {
             !self.after(&["will", "gc", "_", "forget"], i)
                 && !self.after(&["will", "garble", "_", name], i)
         })
@@ -197,16 +205,15 @@ impl Story {
         let c = c.to_string();
         self.pinned(name) == Some(true)
             && self.last(&["did", "pin", "_", name]).is_some_and(|pinned| {
-                !self.after(&["will", "unpin", "_", name], pinned)
-                    && self.all(&["will", "put", "_", name, &c]).all(|(i, _)| i > pinned)
+                self.all(&["will", "put", "_", name, &c]).all(|(i, _)| i > pinned)
             })
     }
 
     /// Whether `name` is pinned, when that is sure.
     pub fn pinned(&self, name: &str) -> Option<bool> {
         let sure = |did: &str, undo: &str| {
-            let done = self.last(&["did", did, "_", name])?;
-            (!self.after(&["will", undo, "_", name], done)).then_some(())
+            let begun = self.begun(did, name)?;
+            (!self.after(&["will", undo, "_", name], begun)).then_some(())
         };
         match (sure("pin", "unpin"), sure("unpin", "pin")) {
             (Some(()), _) => Some(true),
