@@ -42,7 +42,15 @@ pub struct Attempt {
     /// Where the attempt may write. Checkpoints are in `checkpoints/` below it.
     pub dir: PathBuf,
     layout: Layout,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        // Explicitly, since a child between fork and exec still shares the open file, and who cleans
+        // up meanwhile would take the attempt for one in use.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 impl Attempt {
@@ -65,7 +73,7 @@ impl Attempt {
             // A cleaner may come between the directory and its lock: then another one is made.
             let _ = crate::tree::set_mode(&dir, 0o700);
             if let Some(lock) = lock_shared(&dir)? {
-                return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
+                return Ok(Attempt { dir, layout: layout.clone(), lock });
             }
         }
     }
@@ -84,7 +92,7 @@ impl Attempt {
         let layout = Layout::open(root)?;
         let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
         let lock = lock_shared(&dir)?.map_or_else(gone, Ok)?;
-        Ok(Attempt { dir, layout, _lock: lock })
+        Ok(Attempt { dir, layout, lock })
     }
 
     /// Where [`checkpoint::save`] seals this attempt's checkpoints.
