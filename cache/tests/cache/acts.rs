@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cache::gc::Policy;
 use cache::{Cache, Claimed, Digest, Entry, Kind, Lease, checkpoint};
@@ -214,5 +214,7 @@ pub fn flip(path: &Path, at: u64) -> std::io::Result<()> {
     let (mut byte, at) = ([0], at % meta.len().max(1));
     file.read_exact_at(&mut byte, at)?;
     file.write_all_at(&[byte[0] ^ 4], at)?;
+    // Two changes within one tick of the kernel's clock look alike.
+    file.set_modified(SystemTime::now())?;
     fs::set_permissions(path, meta.permissions())
 }
