@@ -196,8 +196,11 @@ impl Map {
             keep.extend(named.flat_map(|c| self.names(c)));
         }
         if policy == 0 {
-            let used: BTreeSet<u8> =
-                self.left.values().flatten().chain(&self.held).copied().collect();
+            // What another pinned result has, too: its entry stays with the bytes.
+            let pinned = self.pins.iter().filter_map(|name| self.entries.get(name));
+            let pinned = pinned.filter(|(_, readable)| *readable).map(|(c, _)| c);
+            let used = self.left.values().flatten().chain(&self.held).chain(pinned);
+            let used: BTreeSet<u8> = used.copied().collect();
             let (pins, held) = (self.pins.clone(), |c: &u8| used.contains(c));
             self.entries.retain(|name, (c, readable)| !*readable || pins.contains(name) || held(c));
             self.evidence.retain(|(_, c)| held(c));
@@ -339,8 +342,10 @@ impl World {
             }
             Op::Lose { name, at } => {
                 if let Some(blob) = self.victim(name, at) {
-                    let path = self.path(&blob);
-                    fs::rename(path, self.home.dir.path().join(format!("lost-{blob:?}"))).unwrap();
+                    match blob {
+                        Blob::Object(digest) => lose(&self.cache, &digest),
+                        Blob::Recipe(_) => fs::remove_file(self.path(&blob)).unwrap(),
+                    }
                     self.map.blobs.remove(&blob);
                 }
             }
@@ -366,6 +371,8 @@ impl World {
                 assert_eq!(found.damage.len(), expected, "{:?}", found.damage);
             }
             Op::Reindex => {
+                // A handle whose index was deleted has none any more.
+                self.cache = self.home.reopened();
                 let made = self.cache.reindex().unwrap().unwrap();
                 let all = self.map.entries.values();
                 let readable = all.filter(|(_, readable)| *readable).count();
