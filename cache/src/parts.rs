@@ -189,7 +189,10 @@ pub(crate) fn put_recipe(layout: &Layout, recipe: &Recipe) -> Result<()> {
             Err(_) if complete(layout, &recipe.digest) => {
                 return fs::remove_file(&staged).at("remove", &staged);
             }
-            Err(_) => layout.discard(&target)?,
+            Err(_) => {
+                layout.discard(&target)?;
+                crash_point!("absorb.after-discarded-recipe");
+            }
         }
     }
 }

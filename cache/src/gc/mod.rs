@@ -29,6 +29,7 @@ use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::error::{At, Result};
 use crate::lease::Lock;
+use crate::loss;
 use crate::stat::Stamp;
 use crate::tree;
 
@@ -244,6 +245,7 @@ impl Collector {
             let there = fs::symlink_metadata(&path).ok().map(|meta| Stamp::of(&meta));
             let known = self.entries.get(&product.key).copied();
             if there.is_some() && (product.evidence.is_some() || there == known) {
+                loss::removing(&path);
                 remove_file(&path)?;
                 done.entries += 1;
                 crash_point!("gc.after-forget");
