@@ -5,6 +5,7 @@
 //! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
 //! it), [`gpu`] (whose a GPU is), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
 //! (what is kept of it). [`hub`] fetches models.
+//! [`graph`] draws plans.
 
 pub mod command;
 pub mod descendants;
@@ -13,6 +14,7 @@ pub mod event;
 pub mod executor;
 pub mod forecast;
 pub mod gpu;
+pub mod graph;
 pub mod hub;
 pub mod inputs;
 pub mod interpolate;

@@ -14,7 +14,7 @@ mod evaluations;
 mod figures;
 mod gantt;
 mod headline;
-mod markup;
+pub(crate) mod markup;
 mod metrics;
 mod page;
 mod scale;
