@@ -5,7 +5,7 @@
 //! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
 //! it), [`gpu`] (whose a GPU is), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
 //! (what is kept of it). [`hub`] fetches models.
-//! [`graph`] draws plans.
+//! [`graph`] draws plans, [`history`] reads runs.
 
 pub mod command;
 pub mod descendants;
@@ -15,6 +15,7 @@ pub mod executor;
 pub mod forecast;
 pub mod gpu;
 pub mod graph;
+pub mod history;
 pub mod hub;
 pub mod inputs;
 pub mod interpolate;

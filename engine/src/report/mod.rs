@@ -15,7 +15,7 @@ mod figures;
 mod gantt;
 mod headline;
 pub(crate) mod markup;
-mod metrics;
+pub(crate) mod metrics;
 mod page;
 mod scale;
 mod steps;
