@@ -5,7 +5,8 @@
 //! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
 //! it), [`gpu`] (whose a GPU is), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
 //! (what is kept of it). [`hub`] fetches models.
-//! [`graph`] draws plans, [`history`] reads runs.
+//! [`graph`] draws plans, [`history`] reads runs, [`interop`] writes
+//! them for other tools.
 
 pub mod command;
 pub mod descendants;
@@ -18,6 +19,7 @@ pub mod graph;
 pub mod history;
 pub mod hub;
 pub mod inputs;
+pub mod interop;
 pub mod interpolate;
 pub mod key;
 pub mod lookup;

@@ -14,7 +14,7 @@ use crate::run::Past;
 use crate::stage::Report;
 
 /// Values by name at each point of the work.
-pub(super) type Curve = BTreeMap<u64, BTreeMap<String, f64>>;
+pub(crate) type Curve = BTreeMap<u64, BTreeMap<String, f64>>;
 
 /// Most points kept of one step's events; later ones are thinned out evenly when drawn.
 const MOST_POINTS: usize = 100_000;

@@ -213,7 +213,7 @@ impl Metrics {
 }
 
 /// `[[update, loss], …]` or `[[update, {name: value, …}], …]`.
-fn curve(value: &Value) -> Curve {
+pub(crate) fn curve(value: &Value) -> Curve {
     let mut curve = Curve::new();
     for point in value.as_array().into_iter().flatten() {
         let Some([at, values, ..]) = point.as_array().map(Vec::as_slice) else { continue };
