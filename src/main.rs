@@ -6,6 +6,8 @@ mod cli;
 mod commands;
 mod console;
 mod out;
+mod processes;
+mod table;
 
 use std::process::ExitCode;
 

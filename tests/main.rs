@@ -7,10 +7,14 @@ mod families;
 mod flow;
 mod generate;
 mod gpus;
+mod graph;
+mod history;
 mod hub;
 #[path = "../engine/tests/hub/server.rs"]
 mod hub_server;
+mod interop;
 mod phases;
 mod support;
 mod tidy;
 mod verbs;
+mod watch;

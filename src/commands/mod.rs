@@ -3,19 +3,26 @@
 mod bench;
 mod chat;
 mod check;
+mod compare;
+mod diff;
 mod export;
+mod export_run;
 mod forecast;
 mod generate;
 mod gpus;
+mod graph;
 mod log;
 mod model_of;
 mod plan;
 mod report;
 mod run;
+mod runs;
 mod schema;
 mod show;
 mod speech;
 mod stages;
+mod status;
+mod top;
 mod why;
 
 use std::path::{Path, PathBuf};
@@ -54,11 +61,18 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Run(args) => run::run(args),
         Verb::Plan(args) => plan::plan(args),
         Verb::Check(args) => check::check(args),
+        Verb::Graph(args) => graph::graph(args),
         Verb::Why(args) => why::why(args),
         Verb::Show(args) => show::show(args),
         Verb::Log(args) => log::log(args),
+        Verb::Runs(args) => runs::runs(args),
+        Verb::Diff(args) => diff::diff(args),
+        Verb::Compare(args) => compare::compare(args),
+        Verb::Status(args) => status::status(args),
+        Verb::Top(args) => top::top(args),
         Verb::Report(args) => report::report(args),
         Verb::Export(args) => export::export(args),
+        Verb::ExportRun(args) => export_run::export_run(args),
         Verb::Generate(args) => generate::generate(args),
         Verb::Chat(args) => chat::chat(args),
         Verb::Bench(Bench::Decode(args)) => bench::decode(*args),
@@ -142,6 +156,18 @@ fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
         }
     }
     Ok(newest.map(|(_, dir)| dir))
+}
+
+/// The record that is meant: a run's id or its beginning, `@2`, or the newest run here.
+fn run_dir(cache: &Cache, run: Option<&str>) -> Result<PathBuf> {
+    if let Some(text) = run {
+        return engine::history::find(cache, &std::env::current_dir()?, text)
+            .map_err(|message| Wrong(message).into());
+    }
+    newest_run(cache)?.ok_or_else(|| {
+        let hint = "hint: run one first, or name a run by its id: `pipe runs --all`";
+        Wrong(format!("no pipeline was run in this directory\n{hint}")).into()
+    })
 }
 
 /// The pipeline a command about a step means: `-f`, else that of the newest run here with the
