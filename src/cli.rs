@@ -16,6 +16,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Write a starter pipeline for the models and the text that are here
+    Init(look::Init),
     /// Run a pipeline; what is cached is not done again
     Run(Run),
     /// Tell what a run would do, step by step, and why
@@ -57,6 +59,10 @@ pub enum Verb {
     Stages(Stages),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
+    /// Print the script that lets a shell complete commands, steps and runs
+    Completions(look::Completions),
+    /// Print manual pages
+    Man(look::Man),
     #[command(hide = true)]
     Worker { store: PathBuf },
 }

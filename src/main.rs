@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod complete;
 mod console;
 mod out;
 mod processes;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    complete::answer();
     let cli = cli::Cli::parse();
     match commands::dispatch(cli) {
         Ok(code) => code,

@@ -8,6 +8,7 @@ mod flow;
 mod generate;
 mod gpus;
 mod graph;
+mod helps;
 mod history;
 mod hub;
 #[path = "../engine/tests/hub/server.rs"]

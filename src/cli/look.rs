@@ -246,3 +246,47 @@ pub enum Tool {
     Jsonl,
     RoCrate,
 }
+
+#[derive(Args)]
+#[command(
+    after_help = "Steps are those of the pipeline file that stands in the line, else of the newest run in the directory.
+
+Examples:
+  source <(pipe completions bash)                                   in ~/.bashrc
+  source <(pipe completions zsh)                                    in ~/.zshrc
+  pipe completions fish > ~/.config/fish/completions/pipe.fish"
+)]
+pub struct Completions {
+    /// For which shell
+    #[arg(value_parser = ["bash", "elvish", "fish", "powershell", "zsh"])]
+    pub shell: String,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  pipe man | man -l -
+  pipe man -o ~/.local/share/man/man1            one page for each command: `man pipe-run`")]
+pub struct Man {
+    /// Write the pages of all commands into this directory [default: print that of `pipe`]
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Models are GGUF files and Hugging Face directories below this directory, and what the hub's cache
+holds. The smallest is taken; the others stand in the file. Without any, the pipeline trains a small
+teacher of its own.
+
+Examples:
+  pipe init
+  pipe init -o student.yaml && pipe run student.yaml --profile try"
+)]
+pub struct Init {
+    /// The pipeline file to write
+    #[arg(short, long, value_name = "FILE", default_value = "pipeline.yaml")]
+    pub output: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub force: bool,
+}

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod check;
 mod compare;
+mod completions;
 mod diff;
 mod export;
 mod export_run;
@@ -11,7 +12,9 @@ mod forecast;
 mod generate;
 mod gpus;
 mod graph;
+mod init;
 mod log;
+mod man;
 mod model_of;
 mod plan;
 mod report;
@@ -58,6 +61,7 @@ impl std::error::Error for Wrong {}
 /// Runs the verb.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
+        Verb::Init(args) => init::init(args),
         Verb::Run(args) => run::run(args),
         Verb::Plan(args) => plan::plan(args),
         Verb::Check(args) => check::check(args),
@@ -78,6 +82,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Bench(Bench::Decode(args)) => bench::decode(*args),
         Verb::Bench(Bench::Gpu(args)) => bench::gpu(args),
         Verb::Stages(args) => stages::stages(args),
+        Verb::Completions(args) => completions::completions(args),
+        Verb::Man(args) => man::man(args),
         Verb::Schema => schema::schema(),
         Verb::Worker { store } => {
             engine::worker::main(&store, REGISTRY, BUILD)?;
@@ -87,7 +93,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
 }
 
 /// Reads and checks a pipeline; all its errors at once.
-fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
+pub fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
     let options = spec::Options {
         profiles: settings.profiles.clone(),
         params_files: settings.params.clone(),
@@ -107,7 +113,7 @@ fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
 }
 
 /// Opens the store: `--cache`, else `$PIPE_CACHE`, else the user's cache directory.
-fn open_cache(wanted: Option<&Path>) -> Result<Cache> {
+pub fn open_cache(wanted: Option<&Path>) -> Result<Cache> {
     let root = match wanted {
         Some(dir) => dir.to_path_buf(),
         None => default_cache()?,
@@ -139,7 +145,7 @@ fn hub() -> engine::hub::Settings {
 
 /// The newest recorded run that was started in this directory. Ids tell the second only, so runs of
 /// one second are told apart by their records.
-fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
+pub fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
     let second = |dir: &Path| {
         dir.file_name().map(|id| id.to_string_lossy().chars().take(15).collect::<String>())
