@@ -49,7 +49,12 @@ fn why_names_the_parameter_the_file_and_the_upstream_step() {
     assert!(why("a").contains("f.txt: other bytes"), "{}", why("a"));
     assert!(why("b").contains("`a`, which it needs, would run"), "{}", why("b"));
     project.run(&[]);
-    assert!(why("b").contains("input `i` from step `a`: other bytes"), "{}", why("b"));
+    let told = why("b");
+    assert!(told.contains("input `i` from step `a`: other bytes"), "{told}");
+    assert!(
+        told.contains("`a` made other bytes, since then:\n      input `f` from file "),
+        "{told}"
+    );
     project.write("p.yaml", &project.read("p.yaml").replace("MODE: one", "MODE: two"));
     let told = why("a");
     assert!(

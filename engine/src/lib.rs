@@ -8,6 +8,7 @@
 //! [`graph`] draws plans, [`history`] reads runs, [`interop`] writes
 //! them for other tools.
 
+pub mod cause;
 pub mod command;
 pub mod descendants;
 pub mod diagnostic;
