@@ -27,6 +27,7 @@ pub mod lookup;
 pub mod outputs;
 pub mod plan;
 pub mod pool;
+pub mod price;
 pub mod report;
 pub mod run;
 pub mod schedule;
