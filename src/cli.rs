@@ -1,10 +1,11 @@
 //! The command line; its doc comments are the help.
 
 mod cache;
+pub mod look;
 
 use std::path::PathBuf;
 
-pub use cache::{Cache, Du, Gc, KEEP_RUNS, Ls, OfSteps, Pin, Rebuild, Sort, Unpin, Verify};
+pub use cache::{Cache, Du, Gc, KEEP_RUNS, Ls, OfPins, Pin, Rebuild, Sort, Unpin, Verify};
 use clap::{Args, Parser, Subcommand};
 
 /// Turns pretrained Transformers into subquadratic students: declarative, incremental pipelines.
@@ -17,22 +18,38 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Write a starter pipeline for the models and the text that are here
+    Init(look::Init),
     /// Run a pipeline; what is cached is not done again
     Run(Run),
     /// Tell what a run would do, step by step, and why
     Plan(Plan),
     /// Check a pipeline and print every error
     Check(Check),
+    /// Draw the graph of a pipeline
+    Graph(look::Graph),
     /// Tell why a step would run again, or why it last ran: the parameter, file or upstream step
     Why(OfStep),
     /// Show a step: parameters, key, artifacts, metrics, log
     Show(OfStep),
     /// Print the log of a step's newest attempt
-    Log(OfStep),
+    Log(look::Log),
+    /// List runs: when, how they ended, what they measured
+    Runs(look::Runs),
+    /// Show two runs side by side: parameters, metrics, artifacts
+    Diff(look::Diff),
+    /// Compare the instances of a step with a matrix in one table
+    Compare(look::Compare),
+    /// Tell how far a run has come
+    Status(look::Status),
+    /// Show all pipelines that run now
+    Top(look::Top),
     /// Write the report of a run as one HTML file
     Report(Report),
     /// Write a step's model as a directory that published code loads
     Export(Export),
+    /// Write a run for TensorBoard, Perfetto, scripts or an archive
+    ExportRun(look::ExportRun),
     /// Continue a text with the model of a step
     Generate(Generate),
     /// Talk with the model of a step
@@ -47,6 +64,10 @@ pub enum Verb {
     Stages(Stages),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
+    /// Print the script that lets a shell complete commands, steps and runs
+    Completions(look::Completions),
+    /// Print manual pages
+    Man(look::Man),
     #[command(hide = true)]
     Worker { store: PathBuf },
 }

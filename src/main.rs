@@ -4,14 +4,18 @@
 
 mod cli;
 mod commands;
+mod complete;
 mod console;
 mod out;
+mod processes;
+mod table;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 fn main() -> ExitCode {
+    complete::answer();
     let cli = cli::Cli::parse();
     match commands::dispatch(cli) {
         Ok(code) => code,

@@ -16,6 +16,11 @@ pub fn piece(text: &str) {
     }
 }
 
+/// Prints what steers the terminal.
+pub fn raw(text: &str) {
+    write(text);
+}
+
 fn write(text: &str) {
     let mut stdout = std::io::stdout().lock();
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
@@ -75,6 +80,13 @@ impl Paint {
     pub fn bold_red(self, text: &str) -> String {
         self.code("1;31", text)
     }
+}
+
+/// Columns of the terminal that standard output is; `None` if it is none.
+pub fn terminal_width() -> Option<usize> {
+    let stdout = std::io::stdout();
+    let size = rustix::termios::tcgetwinsize(&stdout).ok().filter(|_| stdout.is_terminal())?;
+    Some(if size.ws_col == 0 { 80 } else { usize::from(size.ws_col) })
 }
 
 /// `text` without control characters other than line break and tab, so that logs, models and YAML

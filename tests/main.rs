@@ -9,10 +9,15 @@ mod families;
 mod flow;
 mod generate;
 mod gpus;
+mod graph;
+mod helps;
+mod history;
 mod hub;
 #[path = "../engine/tests/hub/server.rs"]
 mod hub_server;
+mod interop;
 mod phases;
 mod support;
 mod tidy;
 mod verbs;
+mod watch;

@@ -34,6 +34,37 @@ fn plan_tells_what_would_run_and_why() {
 }
 
 #[test]
+fn a_plan_is_priced_by_what_like_steps_took() {
+    let project = Project::with(
+        "params: { documents: 40 }
+steps:
+  corpus: { stage: text, with: { documents: \"${params.documents}\" } }
+  tokenizer: { stage: train_tokenizer, in: { text: corpus.text }, with: { vocab: 300 } }
+",
+    );
+    let first = project.pipe(&["plan", "p.yaml"]).stdout;
+    assert!(!first.contains("about"), "nothing is known yet: {first}");
+    project.run(&[]);
+    let priced = project.pipe(&["plan", "p.yaml", "--set", "documents=80"]).stdout;
+    assert!(
+        priced.contains("the longest way takes ") && priced.contains(": corpus → tokenizer"),
+        "{priced}"
+    );
+    let json = |args: &[&str]| -> serde_json::Value {
+        let ran = project.pipe(&[&["plan", "p.yaml", "--json"], args].concat());
+        serde_json::from_str(&ran.stdout).unwrap()
+    };
+    let shown: serde_json::Value =
+        serde_json::from_str(&project.pipe(&["show", "corpus", "--json"]).stdout).unwrap();
+    let took = shown["provenance"]["seconds"].as_f64().unwrap();
+    let twice = json(&["--set", "documents=80"]);
+    let estimate = &twice[0]["estimate"];
+    assert_eq!(estimate["work"], 2.0);
+    assert!((estimate["seconds"].as_f64().unwrap() - 2.0 * took).abs() < 1e-9, "{estimate} {took}");
+    assert!(json(&[])[0]["estimate"].is_null(), "what is cached costs nothing");
+}
+
+#[test]
 fn why_names_the_parameter_the_file_and_the_upstream_step() {
     let project = Project::with(
         "steps:
@@ -49,7 +80,12 @@ fn why_names_the_parameter_the_file_and_the_upstream_step() {
     assert!(why("a").contains("f.txt: other bytes"), "{}", why("a"));
     assert!(why("b").contains("`a`, which it needs, would run"), "{}", why("b"));
     project.run(&[]);
-    assert!(why("b").contains("input `i` from step `a`: other bytes"), "{}", why("b"));
+    let told = why("b");
+    assert!(told.contains("input `i` from step `a`: other bytes"), "{told}");
+    assert!(
+        told.contains("`a` made other bytes, since then:\n      input `f` from file "),
+        "{told}"
+    );
     project.write("p.yaml", &project.read("p.yaml").replace("MODE: one", "MODE: two"));
     let told = why("a");
     assert!(

@@ -18,7 +18,9 @@ use crate::entry::{Output, check_name};
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, private_dir, unique};
 use crate::lease::Lock;
+use crate::loss;
 use crate::stat::Stamp;
+use crate::tree::Kind;
 use crate::{checkpoint, sealed, store};
 
 const KIND: &str = "pipe-attempt";
@@ -40,7 +42,15 @@ pub struct Attempt {
     /// Where the attempt may write. Checkpoints are in `checkpoints/` below it.
     pub dir: PathBuf,
     layout: Layout,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        // Explicitly, since a child between fork and exec still shares the open file, and who cleans
+        // up meanwhile would take the attempt for one in use.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 impl Attempt {
@@ -58,10 +68,12 @@ impl Attempt {
                 }
                 result => result.at("create", &dir)?,
             }
+            loss::named(&dir, None);
+            crash_point!("attempt.before-lock");
             // A cleaner may come between the directory and its lock: then another one is made.
             let _ = crate::tree::set_mode(&dir, 0o700);
             if let Some(lock) = lock_shared(&dir)? {
-                return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
+                return Ok(Attempt { dir, layout: layout.clone(), lock });
             }
         }
     }
@@ -80,7 +92,7 @@ impl Attempt {
         let layout = Layout::open(root)?;
         let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
         let lock = lock_shared(&dir)?.map_or_else(gone, Ok)?;
-        Ok(Attempt { dir, layout, _lock: lock })
+        Ok(Attempt { dir, layout, lock })
     }
 
     /// Where [`checkpoint::save`] seals this attempt's checkpoints.
@@ -125,8 +137,12 @@ impl Attempt {
         let path = self.dir.join("attempt.json");
         let tmp = self.dir.join("attempt.json.tmp");
         fs::write(&tmp, sealed::seal(KIND, VERSION, &(body + "\n"))).at("write", &tmp)?;
+        loss::wrote(&tmp);
         crash_point!("attempt.before-json");
-        fs::rename(&tmp, &path).at("create", &path)
+        fs::rename(&tmp, &path).at("create", &path)?;
+        loss::named(&path, Some(&tmp));
+        crash_point!("attempt.after-json");
+        Ok(())
     }
 }
 
@@ -150,13 +166,18 @@ impl Cache {
     }
 
     /// What the newest finished, never published attempt at `key` made, when every byte of it is
-    /// there: a leader killed just before publication loses nothing. All bytes are read.
+    /// there: a leader killed just before publication loses nothing. All bytes are read. A log that
+    /// is not whole is left out.
     pub fn finished(&self, key: &Key) -> Option<Finished> {
         let mut dirs: Vec<PathBuf> = attempts(self.layout(), key).collect();
         dirs.sort();
         dirs.into_iter().rev().find_map(|dir| {
-            let finished = left(&dir)?;
+            let mut finished = left(&dir)?;
             let whole = |o: &Output| o.check().and_then(|()| self.verify(o)).is_ok();
+            let right = |log: &(Digest, u64)| {
+                store::check(&self.object(&log.0), &log.0, Kind::File).is_ok()
+            };
+            finished.log = finished.log.filter(right);
             finished.outputs.iter().all(whole).then_some(finished)
         })
     }

@@ -1,11 +1,18 @@
 //! Sealed checkpoints: a directory `<position>` that exists whole or not at all.
 //!
-//! An attempt writes `<position>.tmp`, syncs it, and renames it. Nobody writes to it afterwards, so
+//! An attempt writes `<position>.tmp`, syncs all of it, and renames it. Nobody writes to it afterwards, so
 //! an orphan that goes on working can harm no later attempt.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::crash_point;
+use crate::loss;
+use crate::tree;
+
+/// Directories above a first checkpoint that may be as new as it: attempt, key, all attempts.
+const ABOVE: usize = 3;
 
 /// Fills a fresh directory by `write`, makes it durable, seals it as `<dir>/<position>` and drops
 /// the older checkpoints of the same attempt. Returns the sealed directory.
@@ -20,24 +27,46 @@ pub fn save<E: From<io::Error>>(
         return Ok(sealed);
     }
     let _ = fs::remove_dir_all(&tmp);
+    let first = !dir.exists();
     fs::create_dir_all(&tmp)?;
-    write(&tmp)?;
-    for item in fs::read_dir(&tmp)? {
-        fs::File::open(item?.path())?.sync_all()?;
+    if first {
+        loss::named(dir, None);
     }
-    fs::File::open(&tmp)?.sync_all()?;
+    loss::named(&tmp, None);
+    write(&tmp)?;
+    loss::wrote(&tmp);
+    crash_point!("checkpoint.before-sync");
+    sync_below(&tmp)?;
+    crash_point!("checkpoint.before-seal");
     fs::rename(&tmp, &sealed)?;
-    fs::File::open(dir)?.sync_all()?;
+    loss::named(&sealed, Some(&tmp));
+    crash_point!("checkpoint.after-seal");
+    tree::sync_one(dir)?;
+    if first {
+        // The names of the directory, of its attempt and of its key: what is sealed is to be found.
+        dir.ancestors().skip(1).take(ABOVE).try_for_each(tree::sync_one)?;
+    }
+    crash_point!("checkpoint.durable");
     for (older, path) in sealed_in(dir) {
         if older < position {
             // Its name goes first, so that a crash leaves no half-removed checkpoint under it.
             let old = path.with_extension("old");
             if fs::rename(&path, &old).is_ok() {
+                loss::named(&old, Some(&path));
+                crash_point!("checkpoint.before-drop");
                 let _ = fs::remove_dir_all(old);
             }
         }
     }
     Ok(sealed)
+}
+
+/// Makes all that is in `path` durable, however deep.
+fn sync_below(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        fs::read_dir(path)?.try_for_each(|item| sync_below(&item?.path()))?;
+    }
+    tree::sync_one(path)
 }
 
 /// The newest sealed checkpoint in any of `dirs` (one an attempt).

@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::cache::Cache;
+use crate::crash_point;
 use crate::digest::Key;
 use crate::error::{At, Result};
 use crate::layout::with_parent;
@@ -58,6 +59,7 @@ impl Cache {
             // The file is unlinked when a claim ends: a lock on one without its name is nothing.
             let claim = Claim { key: *key, path: path.clone(), file };
             if claim.named() {
+                crash_point!("claim.before-name");
                 sign(&claim.file, who).at("write", &path)?;
                 return Ok(Claimed::Mine(claim));
             }
@@ -82,6 +84,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if self.named() {
             let _ = fs::remove_file(&self.path);
+            crash_point!("claim.after-remove");
         }
         // Explicitly, since a child between fork and exec still shares the open file.
         let _ = flock(&self.file, FlockOperation::Unlock);

@@ -25,8 +25,10 @@ use crate::error::{At, Error, Result};
 use crate::index::Row;
 use crate::layout::private_dir;
 use crate::lease::Lock;
+use crate::loss;
 use crate::stat::Stamp;
 use crate::store;
+use crate::tree;
 
 /// How long the first result of a group waits for others, and how many it waits for.
 const WAIT: Duration = Duration::from_millis(50);
@@ -201,7 +203,9 @@ fn commit(cache: &Cache, group: Vec<Publication>) -> Vec<(Key, Published)> {
     };
     let objects =
         good().flat_map(|(_, p)| digests(&p.entry)).flat_map(|digest| cache.objects(&digest));
-    let paths: Vec<PathBuf> = good().map(|(s, _)| s.path.clone()).chain(objects).collect();
+    // Of entries the directories: they may be new, and only their own names will be synced below.
+    let texts = good().flat_map(|(s, p)| [s.path.clone(), shard(cache, &p.key)]);
+    let paths: Vec<PathBuf> = texts.chain(objects).collect();
     if let Err(error) = store::sync_all(cache.layout(), paths.into_iter()) {
         let reason = error.to_string();
         let fail = |_| Err(Error::Publish { count: 1, key: group[0].key, reason: reason.clone() });
@@ -218,6 +222,7 @@ fn commit(cache: &Cache, group: Vec<Publication>) -> Vec<(Key, Published)> {
         let outcome = outcome.unwrap_or_else(|reason| Published::Failed { reason });
         outcomes.push((publication.key, outcome));
     }
+    crash_point!("commit.before-dirs");
     if let Err(error) = sync_dirs(cache, &dirs) {
         for (_, outcome) in &mut outcomes {
             *outcome = Published::Failed { reason: error.to_string() };
@@ -239,13 +244,13 @@ fn stage(cache: &Cache, publication: &Publication) -> Result<Staged> {
         return Err(Error::WrongKey { key: *key, found: entry.key });
     }
     let text = entry.render()?;
-    let target = cache.layout().entry(key);
-    private_dir(target.parent().expect("entries are in shards"))?;
+    private_dir(&shard(cache, key))?;
     let path = cache.layout().staging();
     let write = || -> io::Result<File> {
         let mut file = File::create_new(&path)?;
         file.write_all(text.as_bytes())?;
         file.set_permissions(fs::Permissions::from_mode(0o400))?;
+        loss::wrote(&path);
         Ok(file)
     };
     let file = write().inspect_err(|_| drop(fs::remove_file(&path))).at("write", &path)?;
@@ -266,6 +271,8 @@ fn place(
         result => result.map(|()| true).at("create", &target)?,
     };
     if linked {
+        loss::named(&target, None);
+        crash_point!("commit.linked");
         // Now, since it changes the times of the file, which the index notes.
         let _ = fs::remove_file(&staged.path);
         return Ok(Published::New);
@@ -286,7 +293,11 @@ fn place(
     }
     // So that nobody who saw damage here removes what takes its place.
     let _lock = Lock::shared(cache.layout())?;
+    crash_point!("commit.before-replace");
+    loss::replacing(&target);
     fs::rename(&staged.path, &target).at("replace", &target)?;
+    loss::named(&target, Some(&staged.path));
+    crash_point!("commit.after-replace");
     Ok(Published::Replaced)
 }
 
@@ -300,6 +311,8 @@ fn keep_evidence(
     private_dir(&dir)?;
     let path = dir.join(Digest::of(staged.text.as_bytes()).to_string());
     fs::rename(&staged.path, &path).at("create", &path)?;
+    loss::named(&path, Some(&staged.path));
+    crash_point!("commit.after-evidence");
     dirs.extend([cache.layout().dir("divergences"), dir]);
     Ok(())
 }
@@ -308,7 +321,14 @@ fn sync_dirs(cache: &Cache, dirs: &BTreeSet<PathBuf>) -> Result<()> {
     if dirs.len() >= MANY {
         return store::sync_all(cache.layout(), dirs.iter().cloned());
     }
-    dirs.iter().try_for_each(|dir| File::open(dir).and_then(|f| f.sync_all()).at("sync", dir))
+    dirs.iter().try_for_each(|dir| tree::sync_one(dir).at("sync", dir))
+}
+
+/// The directory of the entry of `key`.
+fn shard(cache: &Cache, key: &Key) -> PathBuf {
+    let mut path = cache.layout().entry(key);
+    path.pop();
+    path
 }
 
 /// Rows of what is under its key now. The file is the staged one only if its inode is.

@@ -1,5 +1,5 @@
-//! Named places where a test may kill the process, as a power switch would. Compiled out of
-//! release builds.
+//! Named places where a test may kill the process, as a power switch would (`loss.rs`: what that
+//! takes along). Compiled out of release builds.
 
 /// Ends the process by SIGKILL here when `PIPE_CRASH_AT` is this name, or `name@n` at the n-th
 /// time this place is reached.
@@ -26,6 +26,7 @@ pub fn reached(name: &str, times: &std::sync::atomic::AtomicU64) {
     });
     let Some((wanted, n)) = &*WANTED else { return };
     if wanted == name && times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1 == *n {
+        crate::loss::lose();
         let _ =
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::process::abort();

@@ -18,7 +18,9 @@ use rusqlite::{
 };
 
 use crate::bytes::Seen;
+use crate::crash_point;
 use crate::digest::{Digest, Key};
+use crate::loss;
 use crate::stat::Stamp;
 
 /// Part of the file name: builds with another schema have an index of their own.
@@ -123,8 +125,12 @@ impl Index {
         self.run(|connection| {
             let all = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             f(&all)?;
+            crash_point!("index.before-commit");
             all.commit()
-        })
+        })?;
+        loss::wrote(&beside(&self.path, "-wal"));
+        crash_point!("index.after-commit");
+        Some(())
     }
 
     pub fn put(&self, rows: &[Row]) -> Option<()> {
@@ -345,10 +351,15 @@ fn current(dir: &Path) -> PathBuf {
 fn retire(path: &Path) {
     let _ = fs::write(path.with_extension("retired"), "");
     for suffix in ["", "-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        let _ = fs::remove_file(name);
+        let _ = fs::remove_file(beside(path, suffix));
+        crash_point!("index.retiring");
     }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// File systems on which WAL's shared memory does not work between machines.

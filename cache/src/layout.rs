@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::error::{At, Error, Result};
+use crate::loss;
 use crate::tree;
 
 const VERSION: u32 = 1;
@@ -45,8 +47,13 @@ impl Layout {
             return Err(Error::NotACache { path: root.to_path_buf() });
         }
         let layout = Layout::open(root)?;
+        let new = DIRS.iter().any(|name| !layout.root.join(name).is_dir());
         for name in DIRS {
             private_dir(&layout.root.join(name))?;
+        }
+        if new {
+            crash_point!("open.before-sync");
+            tree::sync_one(&layout.root).at("sync", &layout.root)?;
         }
         Ok(layout)
     }
@@ -118,7 +125,9 @@ impl Layout {
     /// Moves what is at `path` out of the way at once, then removes it; a crash between the two
     /// leaves garbage in `trash/` and never half a thing under its name.
     pub fn discard(&self, path: &Path) -> Result<()> {
-        self.to_trash(path)?.map_or(Ok(()), |moved| tree::remove(&moved))
+        let Some(moved) = self.to_trash(path)? else { return Ok(()) };
+        crash_point!("discard.after-move");
+        tree::remove(&moved)
     }
 
     /// Moves what is at `path` out of the way; gives where it is now, to be removed, or `None`
@@ -133,7 +142,10 @@ impl Layout {
             }
         }
         match fs::rename(path, &to) {
-            Ok(()) => Ok(Some(to)),
+            Ok(()) => {
+                loss::named(&to, Some(path));
+                Ok(Some(to))
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).at("move to the trash", path),
         }
@@ -165,7 +177,10 @@ impl Layout {
 /// Makes one directory of mode 0700, whatever the umask; one that is there stays as it is.
 pub(crate) fn private_dir(dir: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => tree::set_mode(dir, 0o700),
+        Ok(()) => {
+            loss::named(dir, None);
+            tree::set_mode(dir, 0o700)
+        }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(e).at("create", dir),
     }
@@ -218,5 +233,16 @@ fn start(root: &Path, version: &Path) -> Result<()> {
     tree::set_mode(root, 0o700)?;
     let tmp = root.join(format!(".version-{}", unique()));
     fs::write(&tmp, format!("{WORDS}{VERSION}\n")).at("write", &tmp)?;
-    fs::rename(&tmp, version).at("create", version)
+    loss::wrote(&tmp);
+    // Before anything else is in the directory: a cache whose version is lost or empty would be
+    // opened by nobody.
+    tree::sync_one(&tmp).at("sync", &tmp)?;
+    crash_point!("open.before-version");
+    fs::rename(&tmp, version).at("create", version)?;
+    loss::named(version, Some(&tmp));
+    crash_point!("open.after-version");
+    tree::sync_one(root).at("sync", root)?;
+    // Its own name too, where we may.
+    let _ = root.parent().map(tree::sync_one);
+    Ok(())
 }

@@ -13,10 +13,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::cache::Cache;
+use crate::crash_point;
 use crate::digest::Digest;
 use crate::error::{At, Result};
 use crate::layout::{Layout, unique};
@@ -112,6 +113,7 @@ impl Cache {
         let mut options = OpenOptions::new();
         options.read(true).append(true).create_new(true).mode(0o600);
         let mut file = options.open(&path).at("create", &path)?;
+        crash_point!("lease.before-lock");
         flock(&file, FlockOperation::NonBlockingLockExclusive).at("lock", &path)?;
         let line = format!("{} {who}\n", std::process::id());
         file.write_all(line.as_bytes()).at("write", &path)?;
@@ -166,6 +168,7 @@ impl Holds<'_> {
     pub fn add(&self, digests: &[Digest]) -> Result<()> {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
+        options.custom_flags(OFlags::NOFOLLOW.bits() as i32);
         let file = options.open(&self.path).at("open", &self.path)?;
         note(self.layout, &file, &self.path, digests)
     }
@@ -180,7 +183,9 @@ fn note(layout: &Layout, mut file: &File, path: &Path, digests: &[Digest]) -> Re
         text.push('\n');
     }
     let _lock = Lock::shared(layout)?;
-    file.write_all(text.as_bytes()).at("write", path)
+    file.write_all(text.as_bytes()).at("write", path)?;
+    crash_point!("holds.after-note");
+    Ok(())
 }
 
 /// The digests in a text of notes; what is no whole line is none.

@@ -36,6 +36,7 @@ pub mod gc;
 mod index;
 mod layout;
 mod lease;
+mod loss;
 mod parts;
 mod pins;
 mod recipe;

@@ -119,7 +119,8 @@ fn put_part(
     own.update_rayon(&first);
     let known = |own: &blake3::Hasher| Digest::from_bytes(*own.finalize().as_bytes());
     let there = |digest| store::check(&layout.object(digest), digest, Kind::File).is_ok();
-    if first.len() as u64 == bytes {
+    let small = first.len() as u64 == bytes;
+    if small {
         holds.add(&[known(&own)])?;
         if there(&known(&own)) {
             return Ok(Part { digest: known(&own), bytes });
@@ -143,7 +144,9 @@ fn put_part(
     write().inspect_err(|_| drop(fs::remove_file(&staged))).at("write", &staged)?;
     crash_point!("absorb.part");
     let digest = known(&own);
-    holds.add(&[digest])?;
+    if !small {
+        holds.add(&[digest])?;
+    }
     store::place(layout, &staged, &digest, Kind::File)?;
     Ok(Part { digest, bytes })
 }
@@ -186,7 +189,10 @@ pub(crate) fn put_recipe(layout: &Layout, recipe: &Recipe) -> Result<()> {
             Err(_) if complete(layout, &recipe.digest) => {
                 return fs::remove_file(&staged).at("remove", &staged);
             }
-            Err(_) => layout.discard(&target)?,
+            Err(_) => {
+                layout.discard(&target)?;
+                crash_point!("absorb.after-discarded-recipe");
+            }
         }
     }
 }

@@ -7,10 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
+use crate::crash_point;
 use crate::digest::Key;
 use crate::error::{At, Result};
 use crate::lease::Lock;
+use crate::loss;
 use crate::sealed;
+use crate::tree;
 
 const KIND: &str = "pipe-pin";
 const VERSION: u32 = 1;
@@ -39,14 +42,20 @@ impl Cache {
         let write = || {
             let mut file = File::create_new(&staged)?;
             file.write_all(sealed::seal(KIND, VERSION, &(body + "\n")).as_bytes())?;
-            file.sync_all()
+            loss::wrote(&staged);
+            tree::sync_one(&staged)
         };
         write().inspect_err(|_| drop(fs::remove_file(&staged))).at("write", &staged)?;
         let lock = Lock::shared(self.layout())?;
         let new = !path.exists();
+        crash_point!("pin.before-rename");
+        loss::replacing(&path);
         fs::rename(&staged, &path).at("create", &path)?;
+        loss::named(&path, Some(&staged));
         drop(lock);
+        crash_point!("pin.before-sync");
         self.sync_pins()?;
+        crash_point!("pin.after-sync");
         Ok(new)
     }
 
@@ -56,11 +65,14 @@ impl Cache {
     /// When it cannot be removed.
     pub fn unpin(&self, key: &Key) -> Result<bool> {
         let path = self.layout().pin(key);
+        loss::removing(&path);
         match fs::remove_file(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             result => result.at("remove", &path)?,
         }
+        crash_point!("unpin.before-sync");
         self.sync_pins()?;
+        crash_point!("unpin.after-sync");
         Ok(true)
     }
 
@@ -103,7 +115,7 @@ impl Cache {
 
     fn sync_pins(&self) -> Result<()> {
         let dir = self.layout().dir("pins");
-        File::open(&dir).and_then(|dir| dir.sync_all()).at("sync", &dir)
+        tree::sync_one(&dir).at("sync", &dir)
     }
 }
 

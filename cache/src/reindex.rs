@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::cache::Cache;
+use crate::crash_point;
 use crate::digest::Key;
 use crate::error::Result;
 use crate::index::{Index, Row};
@@ -41,6 +42,7 @@ impl Cache {
                 return Ok(None);
             }
             made.extend(rows.iter().map(|row| row.key));
+            crash_point!("reindex.after-batch");
         }
         let stale: Vec<Key> = stale(index, &made);
         if !stale.is_empty() {

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::cache::{Cache, Found};
+use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::entry::Entry;
 use crate::error::{Error, Result};
@@ -203,6 +204,7 @@ impl Scrub<'_> {
             return Ok(false);
         }
         let moved = layout.to_trash(path)?;
+        crash_point!("repair.after-move");
         drop(lock);
         moved.iter().try_for_each(|moved| tree::remove(moved))?;
         Ok(true)

@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, private_dir};
 use crate::lease::{Holds, Lock};
+use crate::loss;
 use crate::parts;
 use crate::tree::{self, Kind};
 
@@ -75,7 +76,10 @@ pub(crate) fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -
                 }
                 return tree::remove(path);
             }
-            Err(_) => layout.discard(&object)?,
+            Err(_) => {
+                layout.discard(&object)?;
+                crash_point!("absorb.after-discard");
+            }
         }
     }
 }
@@ -109,6 +113,13 @@ fn inside(path: &Path, within: &Path) -> Result<PathBuf> {
 
 /// `rename` that fails when the target exists, also where the file system cannot do that itself.
 pub(crate) fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
+    rename_no_replace(from, to, kind)?;
+    loss::named(to, Some(from));
+    loss::wrote(to);
+    Ok(())
+}
+
+fn rename_no_replace(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         result => return Ok(result?),
@@ -129,9 +140,15 @@ pub(crate) fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
 /// systems that cannot do it at once.
 pub(crate) fn sync_all(layout: &Layout, paths: impl Iterator<Item = PathBuf>) -> Result<()> {
     let root = File::open(layout.root()).at("open", layout.root())?;
-    match rustix::fs::syncfs(&root) {
+    let mark = loss::mark();
+    let synced = if loss::no_syncfs() { Err(Errno::NOSYS) } else { rustix::fs::syncfs(&root) };
+    match synced {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
-        result => return result.at("sync", layout.root()),
+        result => {
+            result.at("sync", layout.root())?;
+            loss::synced_all(mark);
+            return Ok(());
+        }
     }
     for path in paths {
         if fs::symlink_metadata(&path).is_ok() {
@@ -139,7 +156,7 @@ pub(crate) fn sync_all(layout: &Layout, paths: impl Iterator<Item = PathBuf>) ->
         }
         let above = path.ancestors().skip(1).take_while(|p| p.starts_with(layout.root()));
         for dir in above {
-            File::open(dir).and_then(|f| f.sync_all()).at("sync", dir)?;
+            tree::sync_one(dir).at("sync", dir)?;
         }
     }
     Ok(())

@@ -258,6 +258,13 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     gone(fs::remove_dir(path)).at("remove", path)
 }
 
+/// Makes the bytes of a file, or the names in a directory, durable.
+pub(crate) fn sync_one(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    crate::loss::synced(path);
+    Ok(())
+}
+
 /// Makes a file or a whole directory durable, name by name: for file systems without `syncfs`.
 pub(crate) fn sync(path: &Path) -> Result<()> {
     let meta = fs::symlink_metadata(path).at("inspect", path)?;
@@ -266,7 +273,7 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
             sync(&path)?;
         }
     }
-    File::open(path).and_then(|f| f.sync_all()).at("sync", path)
+    sync_one(path).at("sync", path)
 }
 
 fn gone(result: io::Result<()>) -> io::Result<()> {

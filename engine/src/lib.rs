@@ -5,7 +5,10 @@
 //! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
 //! it), [`gpu`] (whose a GPU is), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
 //! (what is kept of it), [`roots`] (what that keeps). [`hub`] fetches models.
+//! [`graph`] draws plans, [`history`] reads runs, [`interop`] writes
+//! them for other tools.
 
+pub mod cause;
 pub mod command;
 pub mod descendants;
 pub mod diagnostic;
@@ -13,14 +16,18 @@ pub mod event;
 pub mod executor;
 pub mod forecast;
 pub mod gpu;
+pub mod graph;
+pub mod history;
 pub mod hub;
 pub mod inputs;
+pub mod interop;
 pub mod interpolate;
 pub mod key;
 pub mod lookup;
 pub mod outputs;
 pub mod plan;
 pub mod pool;
+pub mod price;
 pub mod report;
 pub mod roots;
 pub mod run;

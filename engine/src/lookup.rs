@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::hub::{self, Looked, Reference};
 use crate::inputs::{self, Fetched, UserFile};
 use crate::key::{FORMAT, InputId, PreImage};
-use crate::plan::{Plan, Port, Source};
+use crate::plan::{self, Plan, Port, Source};
 use crate::stage::Registry;
 
 /// What is known of the inputs of steps.
@@ -64,13 +64,17 @@ impl Artifact {
 
 /// Steps that must be done before `step`, each once.
 pub fn upstream(plan: &Plan, step: usize) -> Vec<usize> {
-    let step = &plan.steps[step];
+    needs(&plan.steps[step]).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Steps that must be done before `step`, once for each reason.
+pub fn needs(step: &plan::Step) -> impl Iterator<Item = usize> + '_ {
     let of = |source: &Source| match source {
         Source::Step { step, .. } => Some(*step),
         _ => None,
     };
-    let sources = step.inputs.iter().flat_map(|port| port.sources.iter().filter_map(of));
-    sources.chain(step.after.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect()
+    let sources = step.inputs.iter().flat_map(move |port| port.sources.iter().filter_map(of));
+    sources.chain(step.after.iter().copied())
 }
 
 /// Finds and hashes every user file that `steps` read, each once, in parallel.

@@ -8,13 +8,17 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use cache::Cache;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Stamped};
 use crate::plan::Plan;
 
+/// Name of the file with a line for each event, locked while it is written.
+pub const EVENTS: &str = "events.jsonl";
+
 /// What was asked, and where.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Info {
     /// Its id: time of start and a little chance, sortable.
     pub id: String,
@@ -30,6 +34,10 @@ pub struct Info {
     pub started_s: f64,
     /// Build of the binary.
     pub build: String,
+    /// The process; 0 in records of builds that did not tell. Whether it is still this run is told by
+    /// its lock alone.
+    #[serde(default)]
+    pub pid: u32,
 }
 
 /// What the user asked for.
@@ -63,16 +71,17 @@ impl Record {
         asked: Asked,
         build: &str,
     ) -> Result<Record> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (id, dir) = new_dir(&cache.runs_dir(), now.as_secs())?;
+        let now = now();
+        let (id, dir) = new_dir(&cache.runs_dir(), now as u64)?;
         let info = Info {
             id,
             pipeline: plan.name.clone(),
             file: asked.file,
             cwd: asked.cwd,
             args: asked.args,
-            started_s: now.as_secs_f64(),
+            started_s: now,
             build: build.into(),
+            pid: std::process::id(),
         };
         let write = |name: &str, bytes: Vec<u8>| {
             let path = dir.join(name);
@@ -83,9 +92,12 @@ impl Record {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             write(&format!("source-{i}-{name}"), text.clone().into_bytes())?;
         }
+        let events = File::create(dir.join(EVENTS)).context("cannot record events")?;
+        // Says that the run goes on, for as long as this process does. Where a file system knows no
+        // locks, that cannot be told, and is all that is missing.
+        let _ = flock(&events, FlockOperation::LockExclusive);
         // Last, so that a directory with a run.json is complete.
         write("run.json", serde_json::to_vec_pretty(&info)?)?;
-        let events = File::create(dir.join("events.jsonl")).context("cannot record events")?;
         let (started, flushed) = (Instant::now(), Instant::now());
         Ok(Record { info, dir, events: BufWriter::new(events), started, flushed })
     }
@@ -104,6 +116,11 @@ impl Record {
         }
         Ok(t)
     }
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// A fresh directory named by time; a second run in the same second gets another suffix.
@@ -162,7 +179,7 @@ impl Past {
         };
         let info = serde_json::from_slice(&read("run.json")?)?;
         let plan = serde_json::from_slice(&read("plan.json")?)?;
-        let events = match File::open(dir.join("events.jsonl")) {
+        let events = match File::open(dir.join(EVENTS)) {
             Ok(file) => BufReader::new(file)
                 .lines()
                 .filter_map(|line| serde_json::from_str(&line.ok()?).ok())

@@ -120,7 +120,7 @@ pub struct Pin {
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
     #[command(flatten)]
-    pub of: OfSteps,
+    pub of: OfPins,
 }
 
 #[derive(Args)]
@@ -131,12 +131,12 @@ pub struct Unpin {
     #[arg(required = true, value_name = "STEP")]
     pub steps: Vec<String>,
     #[command(flatten)]
-    pub of: OfSteps,
+    pub of: OfPins,
 }
 
 /// Where steps are looked for.
 #[derive(Args)]
-pub struct OfSteps {
+pub struct OfPins {
     /// Pipeline file [default: that of the newest run in this directory, with its settings]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,

@@ -4,19 +4,29 @@ mod bench;
 mod cache;
 mod chat;
 mod check;
+mod compare;
+mod completions;
+mod diff;
 mod export;
+mod export_run;
 mod forecast;
 mod generate;
 mod gpus;
+mod graph;
+mod init;
 mod log;
+mod man;
 mod model_of;
 mod plan;
 mod report;
 mod run;
+mod runs;
 mod schema;
 mod show;
 mod speech;
 mod stages;
+mod status;
+mod top;
 mod why;
 
 use std::path::{Path, PathBuf};
@@ -52,20 +62,30 @@ impl std::error::Error for Wrong {}
 /// Runs the verb.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
+        Verb::Init(args) => init::init(args),
         Verb::Run(args) => run::run(args),
         Verb::Plan(args) => plan::plan(args),
         Verb::Check(args) => check::check(args),
+        Verb::Graph(args) => graph::graph(args),
         Verb::Why(args) => why::why(args),
         Verb::Show(args) => show::show(args),
         Verb::Log(args) => log::log(args),
+        Verb::Runs(args) => runs::runs(args),
+        Verb::Diff(args) => diff::diff(args),
+        Verb::Compare(args) => compare::compare(args),
+        Verb::Status(args) => status::status(args),
+        Verb::Top(args) => top::top(args),
         Verb::Report(args) => report::report(args),
         Verb::Export(args) => export::export(args),
+        Verb::ExportRun(args) => export_run::export_run(args),
         Verb::Generate(args) => generate::generate(args),
         Verb::Chat(args) => chat::chat(args),
         Verb::Bench(Bench::Decode(args)) => bench::decode(*args),
         Verb::Bench(Bench::Gpu(args)) => bench::gpu(args),
         Verb::Cache(verb) => cache::dispatch(verb),
         Verb::Stages(args) => stages::stages(args),
+        Verb::Completions(args) => completions::completions(args),
+        Verb::Man(args) => man::man(args),
         Verb::Schema => schema::schema(),
         Verb::Worker { store } => {
             engine::worker::main(&store, REGISTRY, BUILD)?;
@@ -75,7 +95,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
 }
 
 /// Reads and checks a pipeline; all its errors at once.
-fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
+pub fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
     let options = spec::Options {
         profiles: settings.profiles.clone(),
         params_files: settings.params.clone(),
@@ -95,7 +115,7 @@ fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
 }
 
 /// Opens the store: `--cache`, else `$PIPE_CACHE`, else the user's cache directory.
-fn open_cache(wanted: Option<&Path>) -> Result<Cache> {
+pub fn open_cache(wanted: Option<&Path>) -> Result<Cache> {
     let root = match wanted {
         Some(dir) => dir.to_path_buf(),
         None => default_cache()?,
@@ -127,7 +147,7 @@ fn hub() -> engine::hub::Settings {
 
 /// The newest recorded run that was started in this directory. Ids tell the second only, so runs of
 /// one second are told apart by their records.
-fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
+pub fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
     let second = |dir: &Path| {
         dir.file_name().map(|id| id.to_string_lossy().chars().take(15).collect::<String>())
@@ -144,6 +164,18 @@ fn newest_run(cache: &Cache) -> Result<Option<PathBuf>> {
         }
     }
     Ok(newest.map(|(_, dir)| dir))
+}
+
+/// The record that is meant: a run's id or its beginning, `@2`, or the newest run here.
+fn run_dir(cache: &Cache, run: Option<&str>) -> Result<PathBuf> {
+    if let Some(text) = run {
+        return engine::history::find(cache, &std::env::current_dir()?, text)
+            .map_err(|message| Wrong(message).into());
+    }
+    newest_run(cache)?.ok_or_else(|| {
+        let hint = "hint: run one first, or name a run by its id: `pipe runs --all`";
+        Wrong(format!("no pipeline was run in this directory\n{hint}")).into()
+    })
 }
 
 /// The pipeline a command about a step means: `-f`, else that of the newest run here with the

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use cache::{Cache, Entry};
+use cache::{Cache, Entry, Lease};
 use engine::executor::Options;
 use engine::forecast::{self, Forecast};
 use engine::lookup;
@@ -26,6 +26,8 @@ pub struct ModelFiles {
     pub tokenizer: Option<PathBuf>,
     /// What the makers of the model say of it, an `about.json`.
     pub about: Option<PathBuf>,
+    /// Keeps them where they are, if they are the store's.
+    pub lease: Option<Lease>,
 }
 
 /// What `name` means: a path if it looks like one, else a step.
@@ -46,7 +48,7 @@ fn of_path(name: &str) -> Result<ModelFiles> {
     }
     let beside = |file: &str| Some(model.with_file_name(file)).filter(|path| path.is_file());
     let (tokenizer, about) = (beside("tokenizer.json"), beside("about.json"));
-    Ok(ModelFiles { name: name.into(), model, tokenizer, about })
+    Ok(ModelFiles { name: name.into(), model, tokenizer, about, lease: None })
 }
 
 /// The model at `port` of step `at`, and the nearest tokenizer and `about` upstream of it. A step
@@ -69,16 +71,13 @@ pub fn model_of(loaded: &Loaded, cache: &Cache, at: usize, port: &str) -> Result
         Forecast::Broken { message } => bail!(Wrong(format!("`{}`: {message}", step.name))),
         _ => bail!(Wrong(format!("`{}` has no result yet{}", step.name, again()))),
     };
-    let Some(model) = artifact(cache, entry, port) else {
+    let lease = cache.lease(&format!("reading `{}`", step.name))?;
+    let Some(model) = artifact(cache, &lease, entry, port) else {
         bail!(Wrong(format!("the bytes of `{}.{port}` are gone{}", step.name, again())));
     };
-    let upstream = Upstream { plan, cache, found: &found };
-    Ok(ModelFiles {
-        name: step.name.clone(),
-        model,
-        tokenizer: upstream.nearest(at, "tokenizer"),
-        about: upstream.nearest(at, "about"),
-    })
+    let upstream = Upstream { plan, cache, lease: &lease, found: &found };
+    let (tokenizer, about) = (upstream.nearest(at, "tokenizer"), upstream.nearest(at, "about"));
+    Ok(ModelFiles { name: step.name.clone(), model, tokenizer, about, lease: Some(lease) })
 }
 
 fn has_port(step: &Step, port: &str) -> Result<()> {
@@ -101,8 +100,9 @@ fn has_port(step: &Step, port: &str) -> Result<()> {
 }
 
 /// The one file at `port`, if its bytes are there.
-fn artifact(cache: &Cache, entry: &Entry, port: &str) -> Option<PathBuf> {
+fn artifact(cache: &Cache, lease: &Lease, entry: &Entry, port: &str) -> Option<PathBuf> {
     let output = entry.outputs.iter().find(|o| o.port == port && o.index.is_none())?;
+    lease.hold(&[output.digest]).ok()?;
     cache.present(output).then(|| cache.path(&output.digest))
 }
 
@@ -110,6 +110,7 @@ fn artifact(cache: &Cache, entry: &Entry, port: &str) -> Option<PathBuf> {
 struct Upstream<'a> {
     plan: &'a Plan,
     cache: &'a Cache,
+    lease: &'a Lease,
     found: &'a HashMap<usize, Forecast>,
 }
 
@@ -130,7 +131,7 @@ impl Upstream<'_> {
 
     fn of(&self, step: usize, port: &str) -> Option<PathBuf> {
         if let Some(Forecast::Cached { entry }) = self.found.get(&step)
-            && let Some(path) = artifact(self.cache, entry, port)
+            && let Some(path) = artifact(self.cache, self.lease, entry, port)
         {
             return Some(path);
         }

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cache::Cache;
+use engine::cause;
 use engine::executor::Options;
 use engine::forecast::{self, Forecast, Reason};
 use engine::key::{Difference, PreImage};
-use engine::plan::{Plan, Source};
+use engine::plan::Plan;
 
 use super::forecast::{difference, fetches, to_json};
 use crate::cli::OfStep;
@@ -26,6 +28,7 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let name = clean(&plan.steps[step].name);
+    let why = Why { plan, found: &found, cache: &cache };
     match &found[&step] {
         Forecast::Cached { entry } => {
             out::line(format!("`{name}` is cached (key {}): nothing would run", entry.key.short()));
@@ -35,7 +38,7 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
             });
             if let Some((_, differences)) = earlier {
                 out::line("it differs from the nearest other result in:");
-                tell(plan, step, &differences, "  ");
+                why.tell(step, &differences, "  ", &mut Vec::new());
             }
         }
         Forecast::Broken { message } => {
@@ -43,66 +46,74 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
         }
         _ => {
             out::line(format!("`{name}` would run:"));
-            explain(plan, step, &found, "  ", &mut Vec::new());
+            why.explain(step, "  ", &mut Vec::new());
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Follows what is unknown upstream to the steps that are known to run, each told once.
-fn explain(
-    plan: &Plan,
-    step: usize,
-    found: &HashMap<usize, Forecast>,
-    indent: &str,
-    told: &mut Vec<usize>,
-) {
-    match &found[&step] {
-        Forecast::Runs { reason: Reason::First, .. } => {
-            out::line(format!("{indent}nothing like it was done before"));
-        }
-        Forecast::Runs { reason: Reason::Always, .. } => {
-            out::line(format!("{indent}it says `cache: false`"))
-        }
-        Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } => {
-            tell(plan, step, differences, indent);
-        }
-        Forecast::Unknown { because } => {
-            for &upstream in because {
-                let name = clean(&plan.steps[upstream].name);
-                if told.contains(&upstream) {
-                    continue;
-                }
-                told.push(upstream);
-                out::line(format!(
-                    "{indent}`{name}`, which it needs, would run (if that gives the same bytes, this is cut off):"
-                ));
-                explain(plan, upstream, found, &format!("{indent}  "), told);
+/// What explanations are made from.
+struct Why<'a> {
+    plan: &'a Plan,
+    found: &'a HashMap<usize, Forecast>,
+    cache: &'a Cache,
+}
+
+impl Why<'_> {
+    /// Follows what is unknown upstream to the steps that are known to run, each told once.
+    fn explain(&self, step: usize, indent: &str, told: &mut Vec<usize>) {
+        match &self.found[&step] {
+            Forecast::Runs { reason: Reason::First, .. } => {
+                out::line(format!("{indent}nothing like it was done before"));
             }
+            Forecast::Runs { reason: Reason::Always, .. } => {
+                out::line(format!("{indent}it says `cache: false`"))
+            }
+            Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } => {
+                self.tell(step, differences, indent, told);
+            }
+            Forecast::Unknown { because } => {
+                for &upstream in because {
+                    let name = clean(&self.plan.steps[upstream].name);
+                    if told.contains(&upstream) {
+                        continue;
+                    }
+                    told.push(upstream);
+                    out::line(format!(
+                        "{indent}`{name}`, which it needs, would run (if that gives the same bytes, this is cut off):"
+                    ));
+                    self.explain(upstream, &format!("{indent}  "), told);
+                }
+            }
+            Forecast::Fetches { names } => {
+                out::line(format!("{indent}{} first", clean(&fetches(names))));
+            }
+            Forecast::Broken { message } => out::line(format!("{indent}{}", clean(message))),
+            Forecast::Cached { .. } => {}
         }
-        Forecast::Fetches { names } => {
-            out::line(format!("{indent}{} first", clean(&fetches(names))));
-        }
-        Forecast::Broken { message } => out::line(format!("{indent}{}", clean(message))),
-        Forecast::Cached { .. } => {}
     }
 }
 
-fn tell(plan: &Plan, step: usize, differences: &[Difference], indent: &str) {
-    for one in differences {
-        out::line(format!("{indent}{}", difference(plan, step, one)));
-        if let Difference::Input { port, .. } = one {
-            let from = plan.steps[step].inputs.iter().find(|p| p.name == *port);
-            let steps = from.into_iter().flat_map(|p| &p.sources).filter_map(|s| match s {
-                Source::Step { step, .. } => Some(plan.steps[*step].name.as_str()),
-                _ => None,
-            });
-            let mut steps: Vec<&str> = steps.take(1).collect();
-            if let Some(upstream) = steps.pop() {
-                out::line(format!(
-                    "{indent}  hint: `pipe why {}` goes on from there",
-                    clean(upstream)
-                ));
+impl Why<'_> {
+    /// Tells differences, and behind each input that changed, what changed it.
+    fn tell(&self, step: usize, differences: &[Difference], indent: &str, told: &mut Vec<usize>) {
+        for one in differences {
+            out::line(format!("{indent}{}", difference(self.plan, step, one)));
+            for cause in cause::behind(self.plan, self.found, self.cache, step, one) {
+                let name = clean(&self.plan.steps[cause.step].name);
+                if told.contains(&cause.step) {
+                    out::line(format!("{indent}  `{name}`: see above"));
+                    continue;
+                }
+                told.push(cause.step);
+                if cause.differences.is_empty() {
+                    out::line(format!(
+                        "{indent}  `{name}` made other bytes; what it was made from before is not known"
+                    ));
+                    continue;
+                }
+                out::line(format!("{indent}  `{name}` made other bytes, since then:"));
+                self.tell(cause.step, &cause.differences, &format!("{indent}    "), told);
             }
         }
     }

@@ -29,6 +29,7 @@ use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::error::{At, Result};
 use crate::lease::Lock;
+use crate::loss;
 use crate::stat::Stamp;
 use crate::tree;
 
@@ -49,6 +50,8 @@ pub struct Collector {
     watch: Watch,
     /// Entry files when they were read.
     entries: HashMap<Key, Stamp>,
+    /// Those that were read with them.
+    pins: HashSet<Key>,
     /// None of one that only looks.
     turn: Option<Lock>,
 }
@@ -82,7 +85,7 @@ impl Cache {
         self.layout().sweep();
         let watch = Watch::begin(self, true)?;
         crash_point!("gc.after-leases");
-        Ok(Collector { cache: self.clone(), watch, entries: HashMap::new(), turn: Some(turn) })
+        Ok(Collector::new(self, watch, Some(turn)))
     }
 
     /// As [`Cache::collector`], to look only: it waits for nobody and cannot remove anything.
@@ -91,11 +94,16 @@ impl Cache {
     /// As [`Cache::collector`].
     pub fn inspector(&self) -> Result<Collector> {
         let watch = Watch::begin(self, false)?;
-        Ok(Collector { cache: self.clone(), watch, entries: HashMap::new(), turn: None })
+        Ok(Collector::new(self, watch, None))
     }
 }
 
 impl Collector {
+    fn new(cache: &Cache, watch: Watch, turn: Option<Lock>) -> Collector {
+        let (entries, pins) = (HashMap::new(), HashSet::new());
+        Collector { cache: cache.clone(), watch, entries, pins, turn }
+    }
+
     /// Does what was planned on facts of this collection, but for what has come into use;
     /// `on_progress` gets the bytes removed so far after each batch.
     ///
@@ -118,7 +126,7 @@ impl Collector {
         let mut blobs: Vec<&Blob> = plan.blobs.iter().map(|&(i, _)| &facts.blobs[i]).collect();
         // Recipes first: without its recipe an artifact is absent, and never half there.
         blobs.sort_by_key(|blob| blob.name);
-        let mut used = Used::default();
+        let mut used = Used { pins: self.pins.clone(), ..Used::default() };
         for batch in blobs.chunks(BATCH) {
             self.remove_blobs(batch, &mut used, &mut done)?;
             on_progress(done.bytes);
@@ -237,6 +245,7 @@ impl Collector {
             let there = fs::symlink_metadata(&path).ok().map(|meta| Stamp::of(&meta));
             let known = self.entries.get(&product.key).copied();
             if there.is_some() && (product.evidence.is_some() || there == known) {
+                loss::removing(&path);
                 remove_file(&path)?;
                 done.entries += 1;
                 crash_point!("gc.after-forget");
@@ -254,6 +263,7 @@ impl Collector {
 struct Used {
     digests: HashSet<Digest>,
     names: HashSet<Name>,
+    /// Also those of before.
     pins: HashSet<Key>,
 }
 

@@ -30,16 +30,27 @@ impl Collector {
         let mut survey = Survey { cache: &cache, now: now(), places: HashMap::new(), used };
         let entries = self.watch.entries()?;
         self.entries = entries.iter().map(|(entry, stamp)| (entry.key, *stamp)).collect();
+        let pins = cache.pins()?;
+        self.pins = pins.iter().map(|pin| pin.key).collect();
         let evidence = divergences(&cache)?;
         self.watch.learn(digests_in(&cache, "recipes")?.into_iter().map(|(digest, _)| digest))?;
         survey.blobs(&self.watch, &mut facts)?;
-        survey.products(&self.watch, entries, evidence, runs, &mut facts)?;
+        let mut roots: HashMap<Key, Vec<Root>> = HashMap::new();
+        for pin in pins {
+            roots.entry(pin.key).or_default().push(Root::Pin(pin.reason));
+        }
+        for run in runs {
+            for key in &run.keys {
+                roots.entry(*key).or_default().push(Root::Run(run.id.clone()));
+            }
+        }
+        survey.products(&self.watch, entries, evidence, roots, &mut facts);
         survey.holders(&self.watch, &self.entries, &mut facts);
         survey.records(records, &mut facts);
         survey.rest(&self.watch, &mut facts)?;
         let count = |by| facts.holders.iter().filter(|h| h.by == by && !h.blobs.is_empty()).count();
         facts.keepers = vec![
-            (Keeper::Pin, cache.pins()?.len()),
+            (Keeper::Pin, self.pins.len()),
             (Keeper::Run, runs.len()),
             (Keeper::Lease, count(Keeper::Lease)),
             (Keeper::Attempt, count(Keeper::Attempt)),
@@ -82,18 +93,9 @@ impl Survey<'_> {
         watch: &Watch,
         entries: Vec<(Entry, Stamp)>,
         evidence: Vec<(Entry, Stamp, PathBuf)>,
-        runs: &[KeptRun],
+        mut roots: HashMap<Key, Vec<Root>>,
         facts: &mut Facts,
-    ) -> Result<()> {
-        let mut roots: HashMap<Key, Vec<Root>> = HashMap::new();
-        for pin in self.cache.pins()? {
-            roots.entry(pin.key).or_default().push(Root::Pin(pin.reason));
-        }
-        for run in runs {
-            for key in &run.keys {
-                roots.entry(*key).or_default().push(Root::Run(run.id.clone()));
-            }
-        }
+    ) {
         let uses: HashMap<Key, i64> =
             self.cache.uses().into_iter().map(|(key, used, _)| (key, used)).collect();
         for (entry, stamp) in entries {
@@ -107,7 +109,6 @@ impl Survey<'_> {
             let product = self.product(watch, facts, &entry, mtime(&stamp), Vec::new(), Some(path));
             facts.products.push(product);
         }
-        Ok(())
     }
 
     fn product(

@@ -153,6 +153,28 @@ fn attempts_keep_what_they_absorbed_while_they_work_and_when_they_have_finished(
 }
 
 #[test]
+fn every_part_is_noted_before_there_is_a_recipe_that_names_it() {
+    let home = Home::new();
+    let attempt = home.cache.attempt(&key("work")).unwrap();
+    const N: usize = 9 << 20;
+    let header = format!(
+        r#"{{"a":{{"dtype":"U8","shape":[{N}],"data_offsets":[0,{N}]}},"b":{{"dtype":"U8","shape":[{N}],"data_offsets":[{N},{}]}}}}"#,
+        2 * N
+    );
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend((0..2 * N).map(|at| (at >> 12) as u8));
+    for bytes in [bytes, tensors(1, 2)] {
+        let whole = tensors_in(&attempt, "work", &bytes).outputs[0].digest;
+        let notes = fs::read_to_string(attempt.dir.join("holds")).unwrap();
+        let at = |digest: &Digest| notes.find(&digest.to_string()).expect("noted");
+        let parts: Vec<Digest> =
+            home.cache.recipe(&whole).unwrap().parts().map(|part| part.digest).collect();
+        assert!(parts.len() >= 3 && parts.iter().all(|part| at(part) < at(&whole)));
+    }
+}
+
+#[test]
 fn an_attempt_at_work_keeps_the_checkpoints_of_its_key() {
     let home = Home::new();
     let cache = &home.cache;

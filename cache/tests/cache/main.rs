@@ -1,5 +1,6 @@
 //! The cache from outside: through its public functions, over processes and crashes.
 
+mod acts;
 mod claim;
 mod crash;
 mod files;
@@ -7,8 +8,13 @@ mod gc;
 mod gc_beside;
 mod gc_plan;
 mod index;
+mod loss;
 mod model;
+mod orphan;
 mod parts;
 mod result;
 mod scrub;
+mod single;
+mod soak;
+mod story;
 mod support;

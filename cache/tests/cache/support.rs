@@ -26,6 +26,16 @@ impl Home {
         self.dir.path().join("c")
     }
 
+    /// One that needs no disk, where there is memory for files: for tests that end processes and
+    /// not machines.
+    pub fn in_memory() -> Home {
+        let shm = Path::new("/dev/shm");
+        let place = if shm.is_dir() { shm.to_path_buf() } else { std::env::temp_dir() };
+        let dir = tempfile::tempdir_in(place).unwrap();
+        let cache = Cache::open(dir.path().join("c")).unwrap();
+        Home { dir, cache }
+    }
+
     /// Another handle, as another process would have.
     pub fn reopened(&self) -> Cache {
         Cache::open(self.root()).unwrap()

@@ -29,8 +29,9 @@ impl Executor<'_> {
             return self.attempt_failed(at, Failure::Input, message);
         }
         // While the attempt is still held. If it cannot be noted, it may have to be made again.
-        let made: Vec<Digest> = outputs.iter().map(|output| output.digest).collect();
-        let _ = self.lease.hold(&made);
+        let log_digest = log.iter().map(|(digest, _)| *digest);
+        let made = outputs.iter().map(|output| output.digest).chain(log_digest);
+        let _ = self.lease.hold(&made.collect::<Vec<Digest>>());
         let running = self.running.remove(&at).expect("it was running");
         self.by_worker.remove(&running.worker);
         self.pool.give_back(running.worker);

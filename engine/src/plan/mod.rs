@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A checked pipeline.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
     /// `name:` of the pipeline file, else the file's stem.
     pub name: String,
@@ -35,7 +35,7 @@ pub struct Plan {
 }
 
 /// One step: an instance of a stage with everything resolved.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Step {
     /// `align[2]`, `train[lr=3e-4,seed=1]`, or just `corpus`.
     pub name: String,
@@ -73,7 +73,7 @@ pub struct Step {
 }
 
 /// A place in a file, or on the command line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Place {
     /// The file, or `--set`, `--params FILE`.
     pub file: String,

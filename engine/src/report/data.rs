@@ -7,12 +7,14 @@ use cache::{Cache, Key, Output};
 
 use super::metrics::{self, Metrics};
 use crate::event::{Event, Failure, Summary};
-use crate::plan::{self, Source};
+pub(super) use crate::graph::Group;
+use crate::graph::groups;
+use crate::plan;
 use crate::run::Past;
 use crate::stage::Report;
 
 /// Values by name at each point of the work.
-pub(super) type Curve = BTreeMap<u64, BTreeMap<String, f64>>;
+pub(crate) type Curve = BTreeMap<u64, BTreeMap<String, f64>>;
 
 /// Most points kept of one step's events; later ones are thinned out evenly when drawn.
 const MOST_POINTS: usize = 100_000;
@@ -110,16 +112,6 @@ pub(super) struct Failed<'a> {
     pub failure: Failure,
     pub message: &'a str,
     pub log: &'a str,
-}
-
-/// All instances of one step of the file.
-pub(super) struct Group<'a> {
-    pub name: &'a str,
-    pub stage: &'a str,
-    /// Positions in [`Run::steps`].
-    pub steps: Vec<usize>,
-    /// Positions in [`Run::groups`] of those it needs.
-    pub needs: Vec<usize>,
 }
 
 /// Something that took time: an attempt, or waiting for another process.
@@ -334,34 +326,4 @@ impl<'a> Step<'a> {
         self.seconds = seconds;
         self.outputs = outputs;
     }
-}
-
-fn groups(steps: &[plan::Step]) -> Vec<Group<'_>> {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut by_name: BTreeMap<&str, usize> = BTreeMap::new();
-    for (at, step) in steps.iter().enumerate() {
-        let group = *by_name.entry(&step.group).or_insert_with(|| {
-            let (name, stage) = (step.group.as_str(), step.stage.as_str());
-            groups.push(Group { name, stage, steps: Vec::new(), needs: Vec::new() });
-            groups.len() - 1
-        });
-        groups[group].steps.push(at);
-    }
-    for (at, step) in steps.iter().enumerate() {
-        let to = by_name[steps[at].group.as_str()];
-        let flows =
-            step.inputs.iter().flat_map(|port| &port.sources).filter_map(|source| match source {
-                Source::Step { step, .. } => Some(*step),
-                _ => None,
-            });
-        for need in flows.chain(step.after.iter().copied()) {
-            let Some(from) = steps.get(need).map(|step| by_name[step.group.as_str()]) else {
-                continue;
-            };
-            if from != to && !groups[to].needs.contains(&from) {
-                groups[to].needs.push(from);
-            }
-        }
-    }
-    groups
 }

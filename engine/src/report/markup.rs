@@ -2,12 +2,12 @@
 
 /// `text` for HTML: escaped, without terminal sequences, control characters and direction
 /// overrides; line breaks and tabs stay.
-pub(super) fn esc(text: &str) -> String {
+pub(crate) fn esc(text: &str) -> String {
     clip(text, usize::MAX)
 }
 
 /// The same, and at most `most` characters of it.
-pub(super) fn clip(text: &str, most: usize) -> String {
+pub(crate) fn clip(text: &str, most: usize) -> String {
     let mut out = String::with_capacity(text.len().min(most) + 8);
     let mut left = most;
     for c in Printable(text.chars()) {
@@ -29,7 +29,7 @@ pub(super) fn clip(text: &str, most: usize) -> String {
 }
 
 /// `value` as JSON that cannot end the script element it stands in.
-pub(super) fn json(value: &serde_json::Value) -> String {
+pub(crate) fn json(value: &serde_json::Value) -> String {
     value.to_string().replace('<', "\\u003c").replace('&', "\\u0026")
 }
 
@@ -58,7 +58,7 @@ impl Iterator for Printable<'_> {
 }
 
 /// A number with four significant digits; very big and very small ones with an exponent.
-pub(super) fn num(value: f64) -> String {
+pub(crate) fn num(value: f64) -> String {
     if value.is_nan() {
         return "not a number".into();
     }
@@ -85,7 +85,7 @@ fn minus(text: &str, value: f64) -> String {
 }
 
 /// A count with separators: `12,345`.
-pub(super) fn thousands(count: u64) -> String {
+pub(crate) fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -98,7 +98,7 @@ pub(super) fn thousands(count: u64) -> String {
 }
 
 /// A duration: `0.42 s`, `66 s`, `3 min 12 s`, `2 h 05 min`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "?".into();
     }
@@ -119,7 +119,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// A size: `512 B`, `1.4 MiB`.
-pub(super) fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let mut size = count as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
@@ -132,12 +132,12 @@ pub(super) fn bytes(count: u64) -> String {
 }
 
 /// A share of one: `99.6 %`.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { num(share) }
 }
 
 /// `1 step`, `2 steps`.
-pub(super) fn count(n: usize, one: &str) -> String {
+pub(crate) fn count(n: usize, one: &str) -> String {
     format!("{} {one}{}", thousands(n as u64), if n == 1 { "" } else { "s" })
 }
 

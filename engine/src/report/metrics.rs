@@ -17,7 +17,7 @@ const MOST_BYTES: u64 = 4 << 20;
 const MOST_IN_ALL: u64 = 256 << 20;
 
 /// Values by name.
-pub(super) type Figures = BTreeMap<String, f64>;
+pub(crate) type Figures = BTreeMap<String, f64>;
 /// A layer's number and its values.
 pub(super) type Layer = (i64, Figures);
 
@@ -148,21 +148,33 @@ pub(super) fn read_all(steps: &mut [Step], cache: &Cache) {
 }
 
 fn read(step: &Step, cache: &Cache, left: &mut u64) -> Metrics {
+    match value(step.outputs, cache, left) {
+        Ok(Some(value)) => Metrics::of(&value, step.plan),
+        Ok(None) => Metrics::None,
+        Err(why) => Metrics::Lost(why),
+    }
+}
+
+/// The metrics among `outputs`: the first artifact that is JSON with a `kind`. The error says why
+/// there are some and they cannot be had.
+pub(crate) fn value(
+    outputs: &[Output],
+    cache: &Cache,
+    left: &mut u64,
+) -> Result<Option<Map<String, Value>>, String> {
     let json = |output: &&Output| output.port == "metrics" || output.name.ends_with(".json");
-    let mut candidates: Vec<&Output> = step.outputs.iter().filter(json).collect();
+    let mut candidates: Vec<&Output> = outputs.iter().filter(json).collect();
     candidates.sort_by_key(|output| output.port != "metrics");
-    let mut lost = Metrics::None;
+    let mut lost = None;
     for output in candidates.iter().filter(|output| output.kind != Kind::Dir) {
         match parse(output, cache, left) {
-            Ok(Value::Object(value)) if value.contains_key("kind") => {
-                return Metrics::of(&value, step.plan);
-            }
+            Ok(Value::Object(value)) if value.contains_key("kind") => return Ok(Some(value)),
             Ok(_) => {}
-            Err(why) if output.port == "metrics" => lost = Metrics::Lost(why),
+            Err(why) if output.port == "metrics" => lost = Some(why),
             Err(_) => {}
         }
     }
-    lost
+    lost.map_or(Ok(None), Err)
 }
 
 fn parse(output: &Output, cache: &Cache, left: &mut u64) -> Result<Value, String> {
@@ -201,7 +213,7 @@ impl Metrics {
 }
 
 /// `[[update, loss], …]` or `[[update, {name: value, …}], …]`.
-fn curve(value: &Value) -> Curve {
+pub(crate) fn curve(value: &Value) -> Curve {
     let mut curve = Curve::new();
     for point in value.as_array().into_iter().flatten() {
         let Some([at, values, ..]) = point.as_array().map(Vec::as_slice) else { continue };
@@ -216,7 +228,7 @@ fn curve(value: &Value) -> Curve {
 }
 
 /// All numbers in `value`, nested ones as `outer.inner`.
-fn figures(value: &Value) -> Figures {
+pub(crate) fn figures(value: &Value) -> Figures {
     let mut all = Figures::new();
     flatten("", value, &mut all);
     all

@@ -38,6 +38,7 @@ impl Made {
                 .into(),
             started_s: 1_795_453_262.25,
             build: "0.1.0 (c0ffee)".into(),
+            pid: 0,
         };
         let plan = Plan {
             name: pipeline.into(),

@@ -3,7 +3,7 @@
 //! Defaults < included file < file < profile < `--params FILE` < `--set`. Knows which fields a step
 //! has, not what they mean.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::files::{self, Files};
@@ -39,6 +39,8 @@ pub struct Spec {
     /// Of the pipeline file itself, not of what it includes.
     pub outputs: Vec<(Key, Node)>,
     by_name: HashMap<String, usize>,
+    /// Names of all profiles, chosen or not.
+    pub profiles: Vec<String>,
 }
 
 /// One step as written.
@@ -75,6 +77,7 @@ impl Spec {
             steps: Vec::new(),
             outputs: Vec::new(),
             by_name: HashMap::new(),
+            profiles: Vec::new(),
         };
         let mut known: HashMap<&str, Vec<&Node>> = HashMap::new();
         let mut order: Vec<&str> = Vec::new();
@@ -106,6 +109,9 @@ impl Spec {
                 }
             }
         }
+        let mut seen = HashSet::new();
+        order.retain(|name| seen.insert(*name));
+        spec.profiles = order.into_iter().map(String::from).collect();
         spec
     }
 

@@ -55,6 +55,8 @@ pub struct Loaded {
     pub sources: Vec<(PathBuf, String)>,
     /// The pipeline's parameters with everything laid over and filled in.
     pub params: Value,
+    /// Names of its profiles, in the order in which they are written.
+    pub profiles: Vec<String>,
 }
 
 /// Reads and checks the pipeline at `file`.
@@ -114,7 +116,8 @@ fn finish(
     let plan = build::build(file, &spec, &params, place, registry, &sources, &mut problems);
     match plan {
         Some(plan) if problems.len() == 0 => {
-            Ok(Loaded { plan, sources: read, params: value::json(&params) })
+            let params = value::json(&params);
+            Ok(Loaded { plan, sources: read, params, profiles: spec.profiles })
         }
         _ => Err(problems.finish(&sources)),
     }

@@ -7,7 +7,7 @@ use cache::{Cache, Key};
 use engine::executor::Options;
 use engine::forecast::{self, Forecast};
 
-use crate::cli::{OfSteps, Pin, Unpin};
+use crate::cli::{OfPins, Pin, Unpin};
 use crate::commands::{self, Wrong};
 use crate::out::{self, clean};
 
@@ -62,7 +62,7 @@ fn told(found: &Named) -> String {
 }
 
 /// What `name` means: a whole key, else a step, else the beginning of a key.
-fn resolve(cache: &Cache, name: &str, of: &OfSteps) -> Result<Vec<Named>> {
+fn resolve(cache: &Cache, name: &str, of: &OfPins) -> Result<Vec<Named>> {
     if let Ok(key) = name.parse::<Key>() {
         return Ok(vec![Named { key, step: None }]);
     }
@@ -83,7 +83,7 @@ fn resolve(cache: &Cache, name: &str, of: &OfSteps) -> Result<Vec<Named>> {
 }
 
 /// The results of all steps that `name` means.
-fn of_step(cache: &Cache, name: &str, of: &OfSteps) -> Result<Vec<Named>> {
+fn of_step(cache: &Cache, name: &str, of: &OfPins) -> Result<Vec<Named>> {
     let loaded = commands::load_for_step(of.file.as_deref(), &of.settings, cache)?;
     let plan = &loaded.plan;
     let wanted = commands::select(&loaded, name)?;

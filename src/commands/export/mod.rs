@@ -29,6 +29,9 @@ pub fn export(args: Export) -> Result<ExitCode> {
     let loaded = super::load_for_step(args.file.as_deref(), &args.settings, &cache)?;
     let at = super::one_step(&loaded, &args.step)?;
     let found = facts::find(&loaded.plan, at, &args.port, &cache)?;
+    let lease = cache.lease(&format!("exporting `{}`", found.step))?;
+    let made = found.tokenizer.iter().map(|(_, output)| output).chain([&found.model]);
+    lease.hold(&made.map(|output| output.digest).collect::<Vec<_>>())?;
     let tokenizer = tokenizer(args.tokenizer.as_deref(), &found, &cache)?;
     let place = place::Place::new(&args.dir)?;
     let model = object(&cache, &found.model, &found.step)?;
