@@ -17,6 +17,7 @@ mod hub;
 mod hub_server;
 mod interop;
 mod phases;
+mod remote;
 mod support;
 mod tidy;
 mod verbs;

@@ -48,14 +48,21 @@ fn main() -> Done<()> {
         let rate = |s: f64| mib.parse::<f64>().unwrap_or(0.0) / s;
         say(&format!(
             "round {round}: push {:.0} MiB/s, bare {:.0}; pull {:.0} MiB/s, bare {:.0}",
-            rate(ours[0]), rate(bare[0]), rate(ours[1]), rate(bare[1])
+            rate(ours[0]),
+            rate(bare[0]),
+            rate(ours[1]),
+            rate(bare[1])
         ))?;
     }
     let [ours, bare] = best;
     say(&format!(
         "best of {ROUNDS}: push {:.0} of {:.0} MiB/s ({:.0} %), pull {:.0} of {:.0} MiB/s ({:.0} %)",
-        ours[0], bare[0], 100.0 * ours[0] / bare[0],
-        ours[1], bare[1], 100.0 * ours[1] / bare[1],
+        ours[0],
+        bare[0],
+        100.0 * ours[0] / bare[0],
+        ours[1],
+        bare[1],
+        100.0 * ours[1] / bare[1],
     ))
 }
 
@@ -111,7 +118,11 @@ fn publish(cache: &Cache, file: &Path, round: u32) -> Done<Entry> {
     fs::copy(file, &path)?;
     let outputs = vec![attempt.absorb("file", None, "file", &path)?];
     let provenance = serde_json::json!({ "stage": "bench" });
-    attempt.finish(&Finished { outputs: outputs.clone(), log: None, provenance: provenance.clone() })?;
+    attempt.finish(&Finished {
+        outputs: outputs.clone(),
+        log: None,
+        provenance: provenance.clone(),
+    })?;
     let entry = Entry::new(preimage, outputs, None, provenance);
     let committer = cache.committer(|_| {});
     let (key, claim, replace) = (entry.key, None, false);

@@ -49,6 +49,13 @@ pub struct Publication {
     pub replace: bool,
 }
 
+impl Publication {
+    /// A result that another cache gave; its bytes may come later.
+    pub fn imported(entry: Entry) -> Publication {
+        Publication { key: entry.key, entry, claim: None, attempt: None, replace: false }
+    }
+}
+
 /// What became of a publication.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Published {

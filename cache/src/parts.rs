@@ -259,7 +259,13 @@ pub(crate) fn assemble(layout: &Layout, recipe: &Recipe, to: &Path) -> Result<()
 
 /// Copies without passing through this process where the kernel can, sharing blocks where the file
 /// system can.
-pub(crate) fn copy_range(from: &File, at: u64, to: &File, to_at: u64, bytes: u64) -> io::Result<()> {
+pub(crate) fn copy_range(
+    from: &File,
+    at: u64,
+    to: &File,
+    to_at: u64,
+    bytes: u64,
+) -> io::Result<()> {
     let (mut off_in, mut off_out) = (at, to_at);
     while off_in < at + bytes {
         let left = (at + bytes - off_in).min(1 << 30) as usize;

@@ -23,6 +23,8 @@ pub enum Cache {
     Verify(Verify),
     /// Make the index anew from the entries
     Rebuild(Rebuild),
+    /// Make a key to sign what is pushed to a remote
+    Keygen(super::Keygen),
 }
 
 /// Which cache.

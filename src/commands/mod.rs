@@ -18,6 +18,8 @@ mod log;
 mod man;
 mod model_of;
 mod plan;
+mod push;
+mod remote;
 mod report;
 mod run;
 mod runs;
@@ -65,6 +67,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Init(args) => init::init(args),
         Verb::Run(args) => run::run(args),
         Verb::Plan(args) => plan::plan(args),
+        Verb::Push(args) => push::push(args),
+        Verb::Pull(args) => push::pull(args),
         Verb::Check(args) => check::check(args),
         Verb::Graph(args) => graph::graph(args),
         Verb::Why(args) => why::why(args),

@@ -34,6 +34,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let mut broken = false;
     let run_id = record.info.id.clone();
     let hub = super::hub();
+    let remote = super::remote::open(&args.remote)?;
     let setting = Setting {
         registry: super::REGISTRY,
         cache: &cache,
@@ -41,6 +42,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
         build: super::BUILD,
         run: &run_id,
         hub: &hub,
+        remote: remote.as_ref(),
         interrupts: &INTERRUPTS,
     };
     let outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
@@ -107,6 +109,7 @@ fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
     if let Some(name) = &args.only {
         options.only = Some(super::one_step(loaded, name)?);
     }
+    options.remote_required = args.remote_required;
     options.memory = memory().unwrap_or(u64::MAX);
     for step in &loaded.plan.steps {
         if step.resources.memory > options.memory {

@@ -49,9 +49,9 @@ impl Address {
             "az" => Service::Azure,
             "file" => {
                 let path = rest.strip_prefix('/').map(|path| PathBuf::from(format!("/{path}")));
-                return path.map(Address::Directory).ok_or_else(|| {
-                    "a `file` URL is `file:///` and an absolute path".to_string()
-                });
+                return path
+                    .map(Address::Directory)
+                    .ok_or_else(|| "a `file` URL is `file:///` and an absolute path".to_string());
             }
             _ => {
                 let shown: String = scheme.chars().take(20).collect();

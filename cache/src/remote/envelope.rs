@@ -140,7 +140,9 @@ mod tests {
         assert!(envelope.acceptable(&listed).unwrap_err().contains("none of its 1"));
         envelope.sign(&ann);
         envelope.acceptable(&listed).unwrap();
-        assert!(envelope.acceptable(&Trust::Keys(vec![])).unwrap_err().contains("no key is listed"));
+        assert!(
+            envelope.acceptable(&Trust::Keys(vec![])).unwrap_err().contains("no key is listed")
+        );
         // A signature over one text, put under another, well sealed one.
         let mut other = entry();
         other.outputs[0].digest = Digest::of(b"evil");

@@ -51,6 +51,12 @@ pub struct LeaseHolder {
     pub quiet: Duration,
 }
 
+impl fmt::Display for LeaseHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.owner)
+    }
+}
+
 /// The right to work on a key, for as long as this lives. Dropping it gives it back.
 pub struct Lease {
     inner: Arc<Inner>,
@@ -143,14 +149,13 @@ impl Inner {
         }
         if !conditional {
             // Somebody who looked before this was put may put over it: give that time to happen.
-            tokio::time::sleep(self.settings.timeouts.heartbeat.min(Duration::from_millis(200))).await;
+            tokio::time::sleep(self.settings.timeouts.heartbeat.min(Duration::from_millis(200)))
+                .await;
         }
         let there = self.record(name).await?;
         Ok(match there {
             Some(there) if there.nonce == record.nonce => Taken::Mine(record),
-            Some(there) => {
-                Taken::Busy(self.observe(key, &there).unwrap_or_else(|| unseen(&there)))
-            }
+            Some(there) => Taken::Busy(self.observe(key, &there).unwrap_or_else(|| unseen(&there))),
             None => return Err(Fault::Down("a lease that was put is not there".to_string())),
         })
     }
@@ -158,12 +163,8 @@ impl Inner {
     /// The holder, as long as it counts as alive.
     fn observe(&self, key: &Key, record: &Record) -> Option<LeaseHolder> {
         let (now, mut leases) = (Instant::now(), locked(&self.leases));
-        let fresh = Observed {
-            nonce: record.nonce.clone(),
-            beat: record.beat,
-            first: now,
-            changed: now,
-        };
+        let fresh =
+            Observed { nonce: record.nonce.clone(), beat: record.beat, first: now, changed: now };
         let seen = leases.entry(*key).or_insert_with(|| fresh.clone());
         if seen.nonce != record.nonce {
             *seen = fresh;

@@ -100,9 +100,8 @@ impl Transport for Objects {
         let size = got.meta.size;
         let GetResultPayload::Stream(stream) = got.payload;
         let secrets = self.secrets.clone();
-        let stream = stream.map(move |piece| {
-            piece.map_err(|error| Fault::Down(secrets.scrub(innermost(&error))))
-        });
+        let stream = stream
+            .map(move |piece| piece.map_err(|error| Fault::Down(secrets.scrub(innermost(&error)))));
         Ok(Body { size, stream: stream.boxed() })
     }
 

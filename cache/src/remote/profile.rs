@@ -59,7 +59,10 @@ impl Profile {
 
     /// Where S3 is, when the profile says so.
     pub fn endpoint(&self) -> Option<&str> {
-        self.endpoint.as_deref().or_else(|| self.get("s3.endpoint_url")).or(self.get("endpoint_url"))
+        self.endpoint
+            .as_deref()
+            .or_else(|| self.get("s3.endpoint_url"))
+            .or(self.get("endpoint_url"))
     }
 
     /// How it gets its credentials when that is none of our ways.

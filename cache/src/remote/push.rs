@@ -228,12 +228,10 @@ impl Transfer {
         let name = layout::entry(&entry.key);
         let text = Bytes::from(envelope.render());
         if !replace {
-            let put = async || {
-                match self.inner.transport.put(&name, text.clone(), Put::New).await {
-                    Ok(()) => Ok(false),
-                    Err(Fault::Exists) => Ok(true),
-                    Err(fault) => Err(self.inner.trouble(fault)),
-                }
+            let put = async || match self.inner.transport.put(&name, text.clone(), Put::New).await {
+                Ok(()) => Ok(false),
+                Err(Fault::Exists) => Ok(true),
+                Err(fault) => Err(self.inner.trouble(fault)),
             };
             let exists = self.patiently(put).await?;
             let there = self.patiently(async || self.inner.entry(&entry.key).await).await?;

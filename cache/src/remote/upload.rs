@@ -232,7 +232,9 @@ impl Transfer {
                 }
             };
             match &completed {
-                _ if size == Some(head.bytes) && (completed.is_ok() || !damaged) => return Ok(Ended::Done(moved)),
+                _ if size == Some(head.bytes) && (completed.is_ok() || !damaged) => {
+                    return Ok(Ended::Done(moved));
+                }
                 Err(fault @ Fault::Down(_)) => {
                     tries.again(fault.clone()).await.map_err(|f| self.inner.trouble(f))?;
                 }

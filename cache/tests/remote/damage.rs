@@ -77,7 +77,8 @@ fn every_class_damaged_in_every_way_is_seen_and_healed() {
     let store = Arc::new(Memory::default());
     let from = Home::new();
     let entry = result(&from.cache, "one", false);
-    push(&Client::new(&store, 1).remote(), &from.cache, &result(&from.cache, "two", false)).unwrap();
+    push(&Client::new(&store, 1).remote(), &from.cache, &result(&from.cache, "two", false))
+        .unwrap();
     push(&Client::new(&store, 1).remote(), &from.cache, &entry).unwrap();
     let name = format!("/{}", entry.key);
     let mut names: Vec<String> = store.names("entries/");

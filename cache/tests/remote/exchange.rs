@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cache::remote::{Found, Leased, Progress, Remote, Sent, Settings, Trouble, Trust, artifacts};
 use cache::Entry;
+use cache::remote::{Found, Leased, Progress, Remote, Sent, Settings, Trouble, Trust, artifacts};
 
 use crate::made::*;
 use crate::memory::{Client, Memory};

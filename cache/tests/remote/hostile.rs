@@ -40,9 +40,7 @@ fn planted(recipe: &Recipe) -> (Arc<Memory>, Entry) {
 
 /// An entry object as anybody can make one: sealing is no signature.
 fn envelope(entry: &Entry) -> (String, Bytes) {
-    let seal = |kind: &str, body: &str| {
-        format!("{kind} 1 {}\n{body}", Digest::of(body.as_bytes()))
-    };
+    let seal = |kind: &str, body: &str| format!("{kind} 1 {}\n{body}", Digest::of(body.as_bytes()));
     let text = seal("pipe-entry", &(serde_json::to_string(entry).unwrap() + "\n"));
     let object = seal("pipe-remote-entry", &format!("\n{text}"));
     (text, object.into())
@@ -50,8 +48,7 @@ fn envelope(entry: &Entry) -> (String, Bytes) {
 
 fn recipe(paths: &[&str], digest: Digest) -> Recipe {
     let part = Part { digest: Digest::of(b"evil"), bytes: 4 };
-    let item =
-        |path: &&str| Item { path: path.to_string(), executable: false, parts: vec![part] };
+    let item = |path: &&str| Item { path: path.to_string(), executable: false, parts: vec![part] };
     Recipe {
         digest,
         kind: Kind::Dir,

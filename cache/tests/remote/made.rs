@@ -47,7 +47,9 @@ pub fn result(cache: &Cache, name: &str, large: bool) -> Entry {
     let log = attempt.absorb("log", None, "log", &file("log", b"a line\n")).unwrap();
     let log = Some((log.digest, log.bytes));
     let provenance = json!({ "stage": "toy", "step": name, "seconds": 1.5 });
-    attempt.finish(&Finished { outputs: outputs.clone(), log, provenance: provenance.clone() }).unwrap();
+    attempt
+        .finish(&Finished { outputs: outputs.clone(), log, provenance: provenance.clone() })
+        .unwrap();
     let entry = Entry::new(preimage(name), outputs, log, provenance);
     publish(cache, &entry, false);
     entry

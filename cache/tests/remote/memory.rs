@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cache::remote::{Body, Fault, Piece, Put, Remote, Settings, Timeouts, Transport, Trust, Upload};
+use cache::remote::{
+    Body, Fault, Piece, Put, Remote, Settings, Timeouts, Transport, Trust, Upload,
+};
 use futures_util::{StreamExt, stream};
 
 /// The store that all clients share.

@@ -124,7 +124,9 @@ fn of_settings_that_cannot_be() {
                     "AWS_PROFILE" => profile.into(),
                     "AWS_SESSION_TOKEN" => TOKEN.into(),
                     "AWS_SKIP_SIGNATURE" => TOKEN.into(),
-                    "GOOGLE_SERVICE_ACCOUNT_KEY" => format!("{{\"private_key\": \"{TOKEN}\"").into(),
+                    "GOOGLE_SERVICE_ACCOUNT_KEY" => {
+                        format!("{{\"private_key\": \"{TOKEN}\"").into()
+                    }
                     "AZURE_STORAGE_ACCOUNT_NAME" => "account".into(),
                     "AZURE_STORAGE_ACCOUNT_KEY" => SECRET.into(),
                     "AZURE_STORAGE_SAS_TOKEN" => TOKEN.into(),

@@ -101,8 +101,7 @@ fn no_time_left_and_stopped_are_failures_that_stay_noted() {
         let remote = client.remote();
         client.set(Faults { hangs: 100, ..Default::default() });
         let uploader = remote.uploader(&home.cache).unwrap();
-        let keys: Vec<_> =
-            (0..9).map(|i| put(&home.cache, &i.to_string(), "text").0.key).collect();
+        let keys: Vec<_> = (0..9).map(|i| put(&home.cache, &i.to_string(), "text").0.key).collect();
         keys.iter().for_each(|key| uploader.enqueue(key));
         let cancel = AtomicBool::new(stopped);
         let limit = (!stopped).then_some(Duration::from_millis(1));

@@ -51,7 +51,14 @@ impl Executor<'_> {
         }
         let lost = self.lost_inputs(&inputs);
         if !lost.is_empty() {
-            return self.rewind(at, &lost);
+            let absent = self.absent(&inputs);
+            if !self.fetches(at, absent, true) {
+                self.rewind(at, &lost);
+            }
+            return;
+        }
+        if claim.is_some() && self.waits_for_lease(at, key) {
+            return;
         }
         // While it waits for a GPU, another process may do the work: the claim ends here.
         let Some(gpus) = self.take_gpus(at) else { return };
@@ -61,7 +68,7 @@ impl Executor<'_> {
         }
     }
 
-    fn who(&self, step: usize) -> String {
+    pub(super) fn who(&self, step: usize) -> String {
         format!(
             "`{}` of run {} (process {})",
             self.plan.steps[step].name,
@@ -90,6 +97,14 @@ impl Executor<'_> {
         };
         let ports = self.plan.steps[step].inputs.iter();
         ports.map(|port| Ok((port.name.clone(), lookup::artifacts(&inputs, port)?))).collect()
+    }
+
+    /// Artifacts of steps that are not in the store.
+    fn absent(&self, inputs: &[(String, Vec<Artifact>)]) -> Vec<cache::Output> {
+        let all = inputs.iter().flat_map(|(port, artifacts)| {
+            artifacts.iter().filter(|a| a.step.is_some()).map(move |a| a.output(port))
+        });
+        all.filter(|output| !self.cache.present(output)).collect()
     }
 
     /// Steps whose artifacts are needed now and are not in the store any more.
