@@ -13,7 +13,7 @@ use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::entry::Entry;
 use crate::error::{Error, Result};
-use crate::gc::{digests_in, digests_of, divergence_files};
+use crate::gc::{digests_in, digests_of, divergence_files, unlink};
 use crate::lease::Lock;
 use crate::parts;
 use crate::recipe::Part;
@@ -206,7 +206,7 @@ impl Scrub<'_> {
         let moved = layout.to_trash(path)?;
         crash_point!("repair.after-move");
         drop(lock);
-        moved.iter().try_for_each(|moved| tree::remove(moved))?;
+        moved.iter().try_for_each(|moved| unlink(moved))?;
         Ok(true)
     }
 }

@@ -15,16 +15,18 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use plan::{
     Blob, Eviction, Facts, Holder, Keeper, Keeping, Name, Plan, Policy, Product, Record, Root,
     Trial, Why,
 };
-pub(crate) use survey::{digests_in, digests_of, divergence_files};
+pub(crate) use survey::{digests_in, divergence_files};
 pub use usage::{Sum, Usage};
+pub(crate) use watch::digests_of;
 use watch::{Watch, is_free, list};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Found};
 use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::error::{At, Result};
@@ -34,7 +36,7 @@ use crate::stat::Stamp;
 use crate::tree;
 
 /// So many things are moved while everybody else waits.
-const BATCH: usize = 128;
+const BATCH: usize = 64;
 
 /// The keys of a run whose results are to stay.
 #[derive(Debug, Clone)]
@@ -190,12 +192,12 @@ impl Collector {
     fn refresh(&mut self, used: &mut Used) -> Result<()> {
         let mut digests = self.watch.read()?;
         // After the notes: what an attempt made is named by its entry before it is not by it.
-        for (entry, _) in self.watch.entries()? {
-            digests.extend(digests_of(&entry).map(|(digest, _)| digest));
+        for entry in self.watch.entries()? {
+            digests.extend(entry.digests());
         }
         for pin in self.cache.pins()? {
             if used.pins.insert(pin.key)
-                && let Ok(crate::cache::Found::Whole(entry, ..)) = self.cache.read_entry(&pin.key)
+                && let Found::Whole(entry, ..) = self.cache.read_entry(&pin.key)?
             {
                 digests.extend(digests_of(&entry).map(|(digest, _)| digest));
             }
@@ -267,12 +269,15 @@ struct Used {
     pins: HashSet<Key>,
 }
 
-/// Removes something from the trash, which others empty too.
-fn unlink(path: &Path) -> Result<()> {
-    match tree::remove(path) {
-        Err(_) if !path.exists() => Ok(()),
-        result => result,
+/// Removes something from the trash. Others empty it too, so parts of it may go meanwhile.
+pub(crate) fn unlink(path: &Path) -> Result<()> {
+    for _ in 0..20 {
+        if tree::remove(path).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
+    tree::remove(path)
 }
 
 fn remove_file(path: &PathBuf) -> Result<()> {

@@ -24,6 +24,45 @@ use crate::lease::{self, HOLDS, Lock};
 use crate::parts;
 use crate::stat::Stamp;
 
+/// What matters here of an entry, which is much less than all.
+#[derive(Debug, Clone)]
+pub(crate) struct Brief {
+    pub key: Key,
+    pub step: String,
+    pub stage: String,
+    pub seconds: f64,
+    /// Outputs and log, each once, with their bytes.
+    pub artifacts: Vec<(Digest, u64)>,
+    /// Of the entry's file.
+    pub stamp: Stamp,
+}
+
+impl Brief {
+    pub fn of(entry: &Entry, stamp: Stamp) -> Brief {
+        let words = |name: &str| entry.provenance[name].as_str().unwrap_or_default().to_string();
+        let mut artifacts: Vec<(Digest, u64)> = digests_of(entry).collect();
+        artifacts.sort_unstable();
+        artifacts.dedup_by_key(|(digest, _)| *digest);
+        Brief {
+            key: entry.key,
+            step: words("step"),
+            stage: words("stage"),
+            seconds: entry.provenance["seconds"].as_f64().unwrap_or(0.0),
+            artifacts,
+            stamp,
+        }
+    }
+
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.artifacts.iter().map(|(digest, _)| *digest)
+    }
+}
+
+/// Outputs and log of an entry.
+pub(crate) fn digests_of(entry: &Entry) -> impl Iterator<Item = (Digest, u64)> + '_ {
+    entry.outputs.iter().map(|output| (output.digest, output.bytes)).chain(entry.log)
+}
+
 /// Who notes uses: a lease's file or an attempt's directory.
 #[derive(Debug, Clone)]
 pub(crate) struct User {
@@ -174,7 +213,7 @@ impl Watch {
 
     /// Entries that appeared or changed since the last time; the first time all. Damaged ones are
     /// reported and name nothing.
-    pub fn entries(&mut self) -> Result<Vec<(Entry, Stamp)>> {
+    pub fn entries(&mut self) -> Result<Vec<Brief>> {
         let mut fresh = Vec::new();
         for path in list(&self.cache.layout().dir("entries"))? {
             let before = match fs::metadata(&path) {
@@ -204,7 +243,7 @@ impl Watch {
                     )),
                     Found::Whole(entry, stamp, _) => {
                         shard.entries.insert(key, stamp);
-                        fresh.push((*entry, stamp));
+                        fresh.push(Brief::of(&entry, stamp));
                     }
                 }
             }
