@@ -149,14 +149,11 @@ impl Transfer {
         let mut waiting = BTreeMap::new();
         while nodes.len() < pieces {
             while next < pieces && running.len() + waiting.len() < AHEAD {
-                let turns = self.inner.pieces.clone();
-                let turn = match turns.clone().try_acquire_owned() {
-                    Ok(turn) => turn,
-                    // What has come holds turns until it is written, which is done below.
-                    Err(_) if !running.is_empty() || !waiting.is_empty() => break,
-                    Err(_) => turns.acquire_owned().await.expect("never closed"),
-                };
-                running.spawn(self.clone().piece(*part, next as u64, turn));
+                // What has come takes room until it is written, which is done below.
+                let wait = running.is_empty() && waiting.is_empty();
+                let size = PIECE.min(part.bytes - next as u64 * PIECE);
+                let Some(room) = self.inner.room(size, wait).await else { break };
+                running.spawn(self.clone().piece(*part, next as u64, room));
                 next += 1;
             }
             let done = running.join_next().await.expect("a piece is missing");
@@ -241,7 +238,7 @@ impl Transfer {
         self,
         part: Part,
         index: u64,
-        turn: OwnedSemaphorePermit,
+        room: OwnedSemaphorePermit,
     ) -> Result<Piece, Trouble> {
         let (start, end) = (index * PIECE, ((index + 1) * PIECE).min(part.bytes));
         let patience = self.patience.clone();
@@ -272,7 +269,7 @@ impl Transfer {
         let hashed = bytes.clone();
         let node = move || Node::of(start, part.bytes, hashed.iter().map(|b| &b[..]));
         let node = blocking(node).await;
-        Ok(Piece { index, node, bytes, _turn: turn })
+        Ok(Piece { index, node, bytes, _room: room })
     }
 
     /// A range that is refused may be one that a shorter object does not have.
@@ -318,12 +315,12 @@ impl Transfer {
     }
 }
 
-/// A piece that has come. Its turn ends when its bytes are written.
+/// A piece that has come. It takes room until its bytes are written.
 struct Piece {
     index: u64,
     node: Node,
     bytes: Vec<Bytes>,
-    _turn: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
 }
 
 /// Opens and locks `path`, made when it is not there; none when somebody else has the lock.

@@ -6,12 +6,15 @@ use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use rustix::fs::OFlags;
+use tokio::time::timeout;
 
 use crate::layout::unique;
 use crate::remote::transport::{Body, Fault, Piece, Put, Transport, Upload};
@@ -21,15 +24,21 @@ const CHUNK: u64 = 1 << 20;
 /// Where objects are that are not whole yet.
 const TMP: &str = "tmp";
 
+/// Nobody goes on with something this old.
+const OLD: Duration = Duration::from_secs(14 * 86_400);
+
 /// A directory that holds a remote.
 #[derive(Debug, Clone)]
 pub(super) struct Directory {
     root: PathBuf,
+    /// How long one call of the file system may take. A network file system may hang for ever; the
+    /// thread that asked it then stays behind.
+    limit: Duration,
 }
 
 impl Directory {
-    pub fn new(root: PathBuf) -> Directory {
-        Directory { root }
+    pub fn new(root: PathBuf, limit: Duration) -> Directory {
+        Directory { root, limit }
     }
 
     /// Below the root, whatever the name.
@@ -120,21 +129,37 @@ fn fault(error: io::Error) -> Fault {
     }
 }
 
-/// Does `work` where it may block.
+/// Does `work` where it may block, and waits for so long.
 async fn blocking<T: Send + 'static>(
+    limit: Duration,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, Fault> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| Fault::Down("a thread died".to_string()))?.map_err(fault)
+    match timeout(limit, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(done)) => done.map_err(fault),
+        Ok(Err(_)) => Err(Fault::Down("a thread died".to_string())),
+        Err(_) => {
+            let limit = limit.as_secs_f32();
+            Err(Fault::Down(format!("the file system does not answer in {limit} s")))
+        }
+    }
 }
 
-/// The root is there; else what is missing is not one object but all of it.
-async fn rooted<T>(root: &Path, result: Result<T, Fault>) -> Result<T, Fault> {
-    let Err(Fault::Absent) = result else { return result };
-    let at = root.to_path_buf();
-    match blocking(move || fs::metadata(at)).await {
-        Ok(meta) if meta.is_dir() => Err(Fault::Absent),
-        _ => Err(Fault::Down(format!("there is no directory `{}`", root.display()))),
+impl Directory {
+    /// Reads or writes. Where the root is not there, what is missing is not one object but all.
+    async fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let result = blocking(self.limit, work).await;
+        let Err(Fault::Absent) = result else { return result };
+        let root = self.root.clone();
+        match blocking(self.limit, move || fs::metadata(root)).await {
+            Ok(meta) if meta.is_dir() => Err(Fault::Absent),
+            _ => Err(Fault::Down(format!(
+                "there is no directory `{}`\nhint: make it, or mount what it is on",
+                self.root.display()
+            ))),
+        }
     }
 }
 
@@ -142,26 +167,26 @@ async fn rooted<T>(root: &Path, result: Result<T, Fault>) -> Result<T, Fault> {
 impl Transport for Directory {
     async fn head(&self, name: &str) -> Result<u64, Fault> {
         let path = self.path(name)?;
-        let size = blocking(move || Ok(open(&path)?.metadata()?.len())).await;
-        rooted(&self.root, size).await
+        self.ask(move || Ok(open(&path)?.metadata()?.len())).await
     }
 
     async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Body, Fault> {
         let path = self.path(name)?;
-        let opened = blocking(move || {
+        let opened = self.ask(move || {
             let file = open(&path)?;
             let size = file.metadata()?.len();
             Ok((file, size))
         });
-        let (file, size) = rooted(&self.root, opened.await).await?;
+        let (file, size) = opened.await?;
+        let limit = self.limit;
         let (start, end) = range.map_or((0, size), |r| (r.start, r.end.min(size)));
-        let state = (std::sync::Arc::new(file), start);
+        let state = (Arc::new(file), start);
         let stream = stream::try_unfold(state, move |(file, at)| async move {
             if at >= end {
                 return Ok(None);
             }
             let shared = file.clone();
-            let piece = blocking(move || {
+            let piece = blocking(limit, move || {
                 let mut buffer = vec![0; CHUNK.min(end - at) as usize];
                 let n = shared.read_at(&mut buffer, at)?;
                 buffer.truncate(n);
@@ -176,13 +201,12 @@ impl Transport for Directory {
 
     async fn put(&self, name: &str, bytes: Bytes, put: Put) -> Result<(), Fault> {
         let (this, path) = (self.clone(), self.path(name)?);
-        let done = blocking(move || this.write(&path, &bytes, put)).await;
-        rooted(&self.root, done).await
+        self.ask(move || this.write(&path, &bytes, put)).await
     }
 
     async fn delete(&self, name: &str) -> Result<(), Fault> {
         let path = self.path(name)?;
-        match rooted(&self.root, blocking(move || fs::remove_file(path)).await).await {
+        match self.ask(move || fs::remove_file(path)).await {
             Err(Fault::Absent) => Ok(()),
             result => result,
         }
@@ -191,42 +215,56 @@ impl Transport for Directory {
     async fn begin(&self, _name: &str) -> Result<String, Fault> {
         let id = unique_here();
         let (this, path) = (self.clone(), self.tmp(&id)?);
-        let made = blocking(move || {
+        let made = self.ask(move || {
             this.make_parent(&path)?;
             File::create_new(path).map(drop)
         });
-        rooted(&self.root, made.await).await?;
+        made.await?;
         Ok(id)
     }
 
     async fn part(&self, upload: Upload<'_>, part: Piece) -> Result<String, Fault> {
         let path = self.tmp(upload.id)?;
-        let written = blocking(move || {
+        self.ask(move || {
             let file = OpenOptions::new().write(true).open(&path)?;
             file.write_all_at(&part.bytes, part.offset)?;
             Ok(part.bytes.len().to_string())
-        });
-        rooted(&self.root, written.await).await
+        })
+        .await
     }
 
     async fn complete(&self, upload: Upload<'_>, parts: Vec<String>) -> Result<(), Fault> {
         let (this, tmp, path) = (self.clone(), self.tmp(upload.id)?, self.path(upload.name)?);
         let sizes = parts.iter().map(|size| size.parse::<u64>().ok());
         let bytes = sizes.sum::<Option<u64>>();
-        let named = blocking(move || {
+        self.ask(move || {
             let file = File::open(&tmp)?;
             if bytes != Some(file.metadata()?.len()) {
                 return Err(ErrorKind::InvalidInput.into());
             }
             seal(&file)?;
             this.name(&tmp, &path, Put::Over)
+        })
+        .await
+    }
+
+    async fn tidy(&self) {
+        let dir = self.root.join(TMP);
+        let swept = blocking(self.limit, move || {
+            for item in fs::read_dir(dir)?.flatten() {
+                let age = item.metadata().and_then(|m| m.modified()).map(|time| time.elapsed());
+                if age.is_ok_and(|age| age.is_ok_and(|age| age > OLD)) {
+                    let _ = fs::remove_file(item.path());
+                }
+            }
+            Ok(())
         });
-        rooted(&self.root, named.await).await
+        let _ = swept.await;
     }
 
     async fn abort(&self, upload: Upload<'_>) -> Result<(), Fault> {
         let path = self.tmp(upload.id)?;
-        match rooted(&self.root, blocking(move || fs::remove_file(path)).await).await {
+        match self.ask(move || fs::remove_file(path)).await {
             Err(Fault::Absent) => Ok(()),
             result => result,
         }

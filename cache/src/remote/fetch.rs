@@ -26,7 +26,7 @@ use crate::store;
 use crate::tree::Kind;
 
 /// Objects on their way at once.
-const OBJECTS: usize = 8;
+const OBJECTS: usize = 16;
 
 /// What a fetch moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use tokio::runtime::Runtime;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::cache::Cache;
 use crate::digest::{Digest, Key};
@@ -25,11 +25,12 @@ use crate::remote::objects::Objects;
 use crate::remote::transport::{Fault, Put, Transport};
 use crate::remote::{Settings, Trouble, credentials, layout};
 
-/// Threads that move bytes, and such that hash and write them.
+/// Threads that move bytes, and at most so many that hash and write them. The latter may hang in
+/// a network file system, and others must go on.
 const WORKERS: usize = 2;
-const BLOCKING: usize = 16;
-/// Pieces of large objects on their way at once, over all transfers.
-pub(super) const PIECES: usize = 8;
+const BLOCKING: usize = 512;
+/// Bytes of objects that are in memory at once, over all transfers, in MiB.
+const MEMORY: u32 = 64;
 /// So many digests are remembered as present; then all are forgotten.
 const REMEMBERED: usize = 1 << 18;
 /// How often a caller's wish to stop is looked at.
@@ -54,7 +55,7 @@ pub(super) struct Inner {
     laid_out: OnceCell<()>,
     /// Whether a conditional put works as it should, once that was tried.
     pub conditional: OnceCell<bool>,
-    pub pieces: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
     known: Mutex<HashMap<Digest, u64>>,
     damaged: Mutex<HashSet<Digest>>,
     pub leases: Mutex<HashMap<Key, Observed>>,
@@ -88,7 +89,7 @@ impl Remote {
         let address = Address::parse(&settings.url).map_err(Trouble::Settings)?;
         let name = address.to_string();
         let transport: Arc<dyn Transport> = match address {
-            Address::Directory(root) => Arc::new(Directory::new(root)),
+            Address::Directory(root) => Arc::new(Directory::new(root, settings.timeouts.stall * 4)),
             Address::Bucket { service, bucket, prefix } => {
                 let opened = credentials::open(service, &bucket, env, &settings.timeouts);
                 let (store, secrets) = opened
@@ -127,7 +128,7 @@ impl Remote {
             writes: Breaker::new(pause),
             laid_out: OnceCell::new(),
             conditional: OnceCell::new(),
-            pieces: Arc::new(Semaphore::new(PIECES)),
+            memory: Arc::new(Semaphore::new(MEMORY as usize)),
             known: Mutex::default(),
             damaged: Mutex::default(),
             leases: Mutex::default(),
@@ -286,6 +287,16 @@ impl Inner {
         let shown = String::from_utf8_lossy(&text[..text.len().min(40)]).trim().to_string();
         let why = format!("its layout is {shown:?}, this build knows another: use a newer build");
         Err(Some(Trouble::Refused { remote: self.name.clone(), why }))
+    }
+
+    /// Room for so many bytes, until it is dropped. When there is none now: waited for if `wait`,
+    /// else none. Whoever waits must have none.
+    pub async fn room(&self, bytes: u64, wait: bool) -> Option<OwnedSemaphorePermit> {
+        let units = bytes.div_ceil(1 << 20).clamp(1, MEMORY.into()) as u32;
+        if wait {
+            return self.memory.clone().acquire_many_owned(units).await.ok();
+        }
+        self.memory.clone().try_acquire_many_owned(units).ok()
     }
 
     pub fn known(&self, digest: &Digest) -> Option<u64> {

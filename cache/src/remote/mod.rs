@@ -33,8 +33,9 @@
 //! dead or hangs is bounded ([`Timeouts`]), and after some failures in a row it is left alone for a
 //! while. A transfer that breaks goes on where it was, also in another process.
 //!
-//! All functions block; a small runtime of two threads works below. Nothing here reads the
-//! process's environment: the caller hands in a function that does.
+//! All functions block; a small runtime of two threads works below, and at most 64 MiB of objects
+//! are in memory. Nothing here reads the process's environment, but for the usual names of proxies,
+//! which the HTTP library does: the caller hands in a function that gives variables.
 
 mod address;
 mod artifact;

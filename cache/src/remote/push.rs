@@ -27,7 +27,7 @@ use crate::remote::{Trouble, layout};
 use crate::tree::Kind;
 
 /// Objects on their way at once.
-const OBJECTS: usize = 8;
+const OBJECTS: usize = 16;
 
 /// What a push did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

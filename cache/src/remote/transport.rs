@@ -37,6 +37,9 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
 
     /// Drops an upload that will not be completed.
     async fn abort(&self, upload: Upload<'_>) -> Result<(), Fault>;
+
+    /// Removes what killed clients left long ago, where the store does not do so by itself.
+    async fn tidy(&self) {}
 }
 
 /// An object on its way.

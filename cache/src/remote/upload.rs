@@ -18,7 +18,7 @@ use crate::crash_point;
 use crate::error::{At, Error};
 use crate::recipe::Part;
 use crate::remote::blob::Transfer;
-use crate::remote::inner::{PIECES, blocking};
+use crate::remote::inner::blocking;
 use crate::remote::journal::{Head, Journal, Sent};
 use crate::remote::subtree::{Node, join};
 use crate::remote::transport::{Fault, Piece, Put, Upload};
@@ -59,6 +59,7 @@ impl Transfer {
     }
 
     async fn send_whole(&self, source: &Source) -> Result<u64, Trouble> {
+        let _room = self.inner.room(source.part.bytes, true).await;
         let (node, bytes) = self.read(source, 0, source.part.bytes).await?;
         if join(&[node], PART, source.part.bytes) != source.part.digest {
             return Err(self.local_damage(source));
@@ -163,8 +164,6 @@ impl Transfer {
         mut journal: Option<&mut Journal>,
     ) -> Result<Ended, Trouble> {
         let count = head.bytes.div_ceil(head.part) as usize;
-        // Large parts take several turns, so that memory stays bounded.
-        let units = (head.part / PART).clamp(1, PIECES as u64) as u32;
         let before = journal.as_ref().map(|j| j.sent.clone()).unwrap_or_default();
         let before = Arc::new(before);
         let (mut running, mut next) = (JoinSet::new(), 0);
@@ -172,14 +171,10 @@ impl Transfer {
         let mut moved = 0;
         while nodes.iter().any(Option::is_none) {
             while next < count && running.len() < AHEAD {
-                let turns = self.inner.pieces.clone();
-                let turn = match turns.clone().try_acquire_many_owned(units) {
-                    Ok(turn) => turn,
-                    Err(_) if !running.is_empty() => break,
-                    Err(_) => turns.acquire_many_owned(units).await.expect("never closed"),
-                };
+                let wait = running.is_empty();
+                let Some(room) = self.inner.room(head.part, wait).await else { break };
                 let (this, source, head) = (self.clone(), source.clone(), head.clone());
-                running.spawn(this.part(source, head, next, before.clone(), turn));
+                running.spawn(this.part(source, head, next, before.clone(), room));
                 next += 1;
             }
             let done = running.join_next().await.expect("a part is missing");
@@ -251,7 +246,7 @@ impl Transfer {
         head: Head,
         index: usize,
         before: Arc<BTreeMap<usize, Sent>>,
-        _turn: OwnedSemaphorePermit,
+        _room: OwnedSemaphorePermit,
     ) -> Result<Option<PartDone>, Trouble> {
         let offset = index as u64 * head.part;
         let length = head.part.min(head.bytes - offset);
@@ -319,6 +314,7 @@ fn part_size(bytes: u64) -> u64 {
 /// Uploads in parts that were not gone on with for a week are dropped, here and there.
 pub(super) async fn drop_old(transfer: &Transfer) -> Result<(), Trouble> {
     const WEEK: u64 = 7 * 86_400;
+    transfer.inner.transport.tidy().await;
     let cache: &Cache = &transfer.cache;
     let dir = transfer.inner.uploads(cache)?;
     for item in std::fs::read_dir(&dir).at("list", &dir)?.flatten() {

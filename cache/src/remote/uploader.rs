@@ -145,12 +145,14 @@ impl Uploader {
     pub fn enqueue_with(&self, key: &Key, lease: Option<Lease>) {
         let mut state = self.shared.locked();
         state.leases.extend(lease.map(|lease| (*key, lease)));
-        if state.open.insert(*key) {
-            state.queue.push_back(*key);
-            drop(state);
-            self.shared.remote.note(&self.shared.cache, key, "");
-            self.shared.wake.notify_one();
+        if state.open.contains(key) {
+            return;
         }
+        // Noted before a thread can be done with it, and so with the note.
+        self.shared.remote.note(&self.shared.cache, key, "");
+        state.open.insert(*key);
+        state.queue.push_back(*key);
+        self.shared.wake.notify_one();
     }
 
     /// Hands over what earlier processes did not get there; says how many.

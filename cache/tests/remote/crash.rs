@@ -121,14 +121,19 @@ fn a_push_that_was_killed_goes_on() {
             _ => {}
         }
         pull(&remote, &reader.cache, &entry.key);
-        let left: Vec<_> = std::fs::read_dir(place.remote.join("tmp")).unwrap().collect();
-        assert!(left.is_empty(), "{point}: {left:?}");
+        // Nothing of an upload; puts of small objects that were killed are left for a fortnight.
+        let left = std::fs::read_dir(place.remote.join("tmp")).unwrap().flatten();
+        let left: u64 = left.map(|item| item.metadata().unwrap().len()).sum();
+        assert!(left < 1 << 20, "{point}: {left}");
         let uploads = made.root().join("uploads");
+        // The journal of an object that got there is left for a week.
+        let done = matches!(point, "push.after-complete");
         for dir in std::fs::read_dir(&uploads).unwrap() {
             let parts = std::fs::read_dir(dir.unwrap().path()).unwrap().flatten();
             let parts: Vec<_> =
                 parts.filter(|i| i.path().extension().is_some_and(|e| e == "parts")).collect();
-            assert!(parts.is_empty(), "{point}: {parts:?}");
+            assert!(done || parts.is_empty(), "{point}: {parts:?}");
+            parts.iter().for_each(|item| std::fs::remove_file(item.path()).unwrap());
         }
     }
 }

@@ -169,7 +169,8 @@ fn damaged_bytes_here_are_never_pushed() {
             }
             assert!(!object.ends_with(&name), "{port}");
         }
-        assert_eq!(store.open_uploads(), 0, "{port}");
+        // Others that were on their way are gone on with by the next push.
+        assert!(store.open_uploads() <= usize::from(port != "large"), "{port}");
     }
 }
 

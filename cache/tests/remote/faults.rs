@@ -86,7 +86,7 @@ fn a_broken_connection_costs_only_what_was_not_there_yet() {
     let (from, to) = (Home::new(), Home::new());
     let entry = result(&from.cache, "one", true);
     let client = Client::new(&store, 1);
-    let remote = client.remote();
+    let remote = client.patient();
     push(&remote, &from.cache, &entry).unwrap();
     hit(remote.find(&to.cache, &entry.key));
     client.set(Faults { cut: 60, ..Default::default() });

@@ -68,6 +68,14 @@ impl Client {
         self.remote_with(settings)
     }
 
+    /// One that does not give up soon.
+    pub fn patient(self: &Arc<Self>) -> Remote {
+        let mut settings = Settings::new("memory");
+        settings.trust = Trust::Writers;
+        settings.timeouts = Timeouts { patience: Duration::from_secs(60), ..short() };
+        Remote::over(self.clone(), "memory", settings).unwrap()
+    }
+
     pub fn remote_with(self: &Arc<Self>, mut settings: Settings) -> Remote {
         settings.timeouts = short();
         Remote::over(self.clone(), "memory", settings).unwrap()
