@@ -11,6 +11,7 @@ mod gpus;
 mod hub;
 #[path = "../engine/tests/hub/server.rs"]
 mod hub_server;
+mod leaders;
 mod phases;
 mod support;
 mod tidy;
