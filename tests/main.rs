@@ -16,6 +16,7 @@ mod hub;
 #[path = "../engine/tests/hub/server.rs"]
 mod hub_server;
 mod interop;
+mod leaders;
 mod phases;
 mod remote;
 mod support;

@@ -243,16 +243,22 @@ fn unshare(path: &Path) -> Result<()> {
     fs::rename(&copy, path).at("replace", path)
 }
 
-/// Removes a file or a directory, read-only ones too; what is not there is no error.
+/// Removes a file or a directory, read-only ones too; what is not there, or goes meanwhile because
+/// another process removes it too, is no error.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.is_dir() {
         return gone(fs::remove_file(path)).at("remove", path);
     }
     if meta.mode() & 0o700 != 0o700 {
-        set_mode(path, 0o700)?;
+        gone(fs::set_permissions(path, Permissions::from_mode(0o700)))
+            .at("set the mode of", path)?;
     }
-    for item in fs::read_dir(path).at("list", path)? {
+    let items = match fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result.at("list", path)?,
+    };
+    for item in items {
         remove(&item.at("list", path)?.path())?;
     }
     gone(fs::remove_dir(path)).at("remove", path)

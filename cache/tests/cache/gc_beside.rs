@@ -195,7 +195,7 @@ fn child_uses() {
 
 /// `PIPE_SOAK` lengthens it.
 fn soak() -> usize {
-    std::env::var("PIPE_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+    crate::story::soak(100).div_ceil(100)
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn live(actor: &mut Actor) {
 #[test]
 fn child_judges() {
     let Some(cache) = as_child() else { return };
-    judge(&cache, &Log::of(&cache.root().to_path_buf()));
+    judge(&cache, &Log::of(cache.root()));
 }
 
 /// A fresh process, which must find nothing wrong.
