@@ -23,7 +23,6 @@ use crate::digest::{Digest, Key};
 use crate::entry::Entry;
 use crate::error::{At, Error, Result};
 use crate::index::Row;
-use crate::layout::private_dir;
 use crate::lease::Lock;
 use crate::stat::Stamp;
 use crate::store;
@@ -240,12 +239,12 @@ fn stage(cache: &Cache, publication: &Publication) -> Result<Staged> {
     }
     let text = entry.render()?;
     let target = cache.layout().entry(key);
-    private_dir(target.parent().expect("entries are in shards"))?;
-    let path = cache.layout().staging();
+    cache.layout().make_dir(target.parent().expect("entries are in shards"))?;
+    let (path, mode) = (cache.layout().staging(), cache.layout().access().entry());
     let write = || -> io::Result<File> {
         let mut file = File::create_new(&path)?;
         file.write_all(text.as_bytes())?;
-        file.set_permissions(fs::Permissions::from_mode(0o400))?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         Ok(file)
     };
     let file = write().inspect_err(|_| drop(fs::remove_file(&path))).at("write", &path)?;
@@ -297,7 +296,7 @@ fn keep_evidence(
     dirs: &mut BTreeSet<PathBuf>,
 ) -> Result<()> {
     let dir = cache.layout().divergences(&publication.key);
-    private_dir(&dir)?;
+    cache.layout().make_dir(&dir)?;
     let path = dir.join(Digest::of(staged.text.as_bytes()).to_string());
     fs::rename(&staged.path, &path).at("create", &path)?;
     dirs.extend([cache.layout().dir("divergences"), dir]);

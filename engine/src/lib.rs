@@ -18,6 +18,7 @@ pub mod inputs;
 pub mod interpolate;
 pub mod key;
 pub mod lookup;
+mod mask;
 pub mod outputs;
 pub mod plan;
 pub mod pool;

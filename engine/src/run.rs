@@ -64,7 +64,7 @@ impl Record {
         build: &str,
     ) -> Result<Record> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (id, dir) = new_dir(&cache.runs_dir(), now.as_secs())?;
+        let (id, dir) = new_dir(cache, now.as_secs())?;
         let info = Info {
             id,
             pipeline: plan.name.clone(),
@@ -76,7 +76,7 @@ impl Record {
         };
         let write = |name: &str, bytes: Vec<u8>| {
             let path = dir.join(name);
-            fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+            cache.write(&path, &bytes)
         };
         write("plan.json", serde_json::to_vec(plan)?)?;
         for (i, (path, text)) in sources.iter().enumerate() {
@@ -85,7 +85,9 @@ impl Record {
         }
         // Last, so that a directory with a run.json is complete.
         write("run.json", serde_json::to_vec_pretty(&info)?)?;
-        let events = File::create(dir.join("events.jsonl")).context("cannot record events")?;
+        let path = dir.join("events.jsonl");
+        cache.write(&path, b"")?;
+        let events = File::options().append(true).open(&path).context("cannot record events")?;
         let (started, flushed) = (Instant::now(), Instant::now());
         Ok(Record { info, dir, events: BufWriter::new(events), started, flushed })
     }
@@ -107,15 +109,14 @@ impl Record {
 }
 
 /// A fresh directory named by time; a second run in the same second gets another suffix.
-fn new_dir(runs: &Path, seconds: u64) -> Result<(String, PathBuf)> {
+fn new_dir(cache: &Cache, seconds: u64) -> Result<(String, PathBuf)> {
+    let runs = cache.runs_dir();
     for attempt in 0..1000u32 {
         let salt = blake3_short(&format!("{}-{attempt}", std::process::id()));
         let id = format!("{}-{salt}", timestamp(seconds));
         let dir = runs.join(&id);
-        match fs::create_dir(&dir) {
-            Ok(()) => return Ok((id, dir)),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
-            Err(e) => return Err(e).with_context(|| format!("cannot create {}", dir.display())),
+        if cache.make_dir(&dir)? {
+            return Ok((id, dir));
         }
     }
     anyhow::bail!("cannot find a free name for this run in {}", runs.display())

@@ -70,7 +70,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
 fn draw(dir: &std::path::Path, cache: &cache::Cache, console: &mut Console) {
     let drawn = Past::load(dir).and_then(|past| {
         let path = dir.join("report.html");
-        std::fs::write(&path, engine::report::html(&past, cache))?;
+        cache.write(&path, engine::report::html(&past, cache).as_bytes())?;
         Ok(path)
     });
     match drawn {

@@ -13,13 +13,14 @@ mod watch;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use plan::{
     Blob, Eviction, Facts, Holder, Keeper, Keeping, Name, Plan, Policy, Product, Record, Root,
     Trial, Why,
 };
 pub(crate) use survey::{digests_in, digests_of, divergence_files};
+pub(crate) use watch::attempts_in;
 use watch::{Watch, is_free, list};
 
 use crate::cache::Cache;
@@ -28,7 +29,6 @@ use crate::digest::{Digest, Key};
 use crate::error::{At, Result};
 use crate::lease::Lock;
 use crate::stat::Stamp;
-use crate::tree;
 
 /// So many things are moved while everybody else waits.
 const BATCH: usize = 128;
@@ -129,7 +129,7 @@ impl Collector {
             let record = &facts.records[record];
             if let Some(moved) = self.cache.layout().to_trash(&record.dir)? {
                 crash_point!("gc.after-records");
-                unlink(&moved)?;
+                self.cache.layout().unlink(&moved)?;
                 done.records += 1;
                 done.bytes += record.bytes;
             }
@@ -168,7 +168,7 @@ impl Collector {
         drop(lock);
         crash_point!("gc.before-unlink");
         for (path, bytes) in moved {
-            unlink(&path)?;
+            layout.unlink(&path)?;
             done.blobs += 1;
             done.bytes += bytes;
             crash_point!("gc.after-unlink");
@@ -211,7 +211,7 @@ impl Collector {
         drop(lock);
         crash_point!("gc.after-trial");
         if let Some(moved) = moved {
-            unlink(&moved)?;
+            layout.unlink(&moved)?;
             done.trials += 1;
             done.bytes += trial.bytes;
         }
@@ -253,14 +253,6 @@ struct Used {
     digests: HashSet<Digest>,
     names: HashSet<Name>,
     pins: HashSet<Key>,
-}
-
-/// Removes something from the trash, which others empty too.
-fn unlink(path: &Path) -> Result<()> {
-    match tree::remove(path) {
-        Err(_) if !path.exists() => Ok(()),
-        result => result,
-    }
 }
 
 fn remove_file(path: &PathBuf) -> Result<()> {
