@@ -136,7 +136,8 @@ impl Layout {
 
     /// Writes a small file whole or not at all, in place of what is there.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let staged = self.staging();
+        // Beside it, which is the same disk whatever is mounted where.
+        let staged = path.with_file_name(format!(".{}.tmp", unique()));
         let write = || {
             let mut file = File::create_new(&staged)?;
             self.access.admit(&file)?;

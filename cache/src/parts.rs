@@ -214,13 +214,17 @@ pub(crate) fn check(layout: &Layout, recipe: &Recipe) -> Result<()> {
     let mut whole = blake3::Hasher::new();
     for part in recipe.parts() {
         let path = layout.object(&part.digest);
-        let file = match File::open(&path) {
+        let file = match tree::open_plain(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(Error::Missing { digest: part.digest, path });
             }
             result => result.at("open", &path)?,
         };
-        let size = file.metadata().at("inspect", &path)?.len();
+        let meta = file.metadata().at("inspect", &path)?;
+        let size = meta.len();
+        if !meta.is_file() {
+            return Err(Error::Damaged { path, what: "it is no file".into() });
+        }
         let found = hash_range(&file, 0, size, &mut whole).at("read", &path)?;
         if (found, size) != (part.digest, part.bytes) {
             let what = format!("their digest is `{found}`");
@@ -242,7 +246,7 @@ pub(crate) fn assemble(layout: &Layout, recipe: &Recipe, to: &Path) -> Result<()
     let mut copy = || -> Result<()> {
         for part in recipe.parts() {
             let path = layout.object(&part.digest);
-            let file = File::open(&path).at("open", &path)?;
+            let file = tree::open_plain(&path).at("open", &path)?;
             copy_range(&file, 0, &out, at, part.bytes).at("copy into", to)?;
             at += part.bytes;
         }

@@ -58,6 +58,11 @@ pub fn run(args: Run) -> Result<ExitCode> {
         draw(&dir, &cache, &mut console);
     }
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
+    if (outcome.summary.failed > 0 || outcome.unkept.is_some())
+        && let Some(full) = cache::disk::trouble(cache.root())
+    {
+        out::message(full);
+    }
     console.last_line(&outcome.summary);
     kept?;
     match outcome.unkept {

@@ -156,7 +156,7 @@ fn harm(path: &Path, other: &Path, how: &str) {
     };
     match how {
         "flip" => edit(&|bytes| *bytes.last_mut().unwrap() ^= 1),
-        "cut" => edit(&|bytes| drop(bytes.pop())),
+        "cut" => edit(&|bytes| bytes.truncate(bytes.len() - 1)),
         "zero" => edit(&|bytes| bytes.fill(0)),
         "empty" => edit(&|bytes| bytes.clear()),
         "remove" => replace(&|| {}),
