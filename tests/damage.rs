@@ -144,9 +144,13 @@ fn records_and_marks_that_are_damaged_cost_nothing_but_themselves() {
             let path = if name == "mark" { mark } else { record.join(name) };
             harm(&path, how);
             let what = format!("{how} {name}");
-            for verb in
-                [&["show", "last"][..], &["why", "last"], &["log", "last"], &["plan", "p.yaml"], &["report"]]
-            {
+            for verb in [
+                &["show", "last"][..],
+                &["why", "last"],
+                &["log", "last"],
+                &["plan", "p.yaml"],
+                &["report"],
+            ] {
                 let ran = project.pipe(verb);
                 assert!(ran.code.is_some_and(|code| code < 3), "{what}: {verb:?} {:?}", ran.code);
                 assert!(!ran.stderr.contains("panicked"), "{what}: {}", ran.stderr);

@@ -96,9 +96,8 @@ fn map(path: &Path) -> Mmap {
 
 /// Tensors of 8 MB and some smaller ones, as of a transformer.
 fn write_tensors(path: &Path, bytes: u64) {
-    let sizes: Vec<u64> = (0..bytes / 9_000_000)
-        .flat_map(|_| [8_000_000, 500_000, 499_000, 1_000])
-        .collect();
+    let sizes: Vec<u64> =
+        (0..bytes / 9_000_000).flat_map(|_| [8_000_000, 500_000, 499_000, 1_000]).collect();
     let (mut header, mut at) = (String::from("{"), 0);
     for (i, size) in sizes.iter().enumerate() {
         let comma = if i > 0 { "," } else { "" };
@@ -147,7 +146,8 @@ fn tensors(bytes: u64, cache: &Cache) -> String {
     let maps: Vec<Mmap> = pieces.parts.iter().map(|(path, _)| map(path)).collect();
     let opened = started.elapsed().as_secs_f64() * 1e3;
     let words = maps.iter().flat_map(|map| map.chunks_exact(8));
-    let sum = words.fold(0u64, |sum, w| sum.wrapping_add(u64::from_le_bytes(w.try_into().unwrap())));
+    let sum =
+        words.fold(0u64, |sum, w| sum.wrapping_add(u64::from_le_bytes(w.try_into().unwrap())));
     black_box(sum);
     let read = started.elapsed().as_secs_f64();
     format!("{kept:.3} {opened:.3} {read:.3} ({} parts)", maps.len())
