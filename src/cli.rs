@@ -12,6 +12,9 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "pipe", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
+    /// Make the cache for everybody of a group, each of whom trusts all others; one made so stays so
+    #[arg(long, global = true)]
+    pub shared_cache: bool,
     #[command(subcommand)]
     pub verb: Verb,
 }

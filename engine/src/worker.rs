@@ -37,6 +37,10 @@ pub fn main(store: &Path, registry: Registry, build: &str) -> Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     let cache = Cache::open(store)?;
+    if cache.is_shared() {
+        // What programs leave here is the group's to read and to remove.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    }
     serve(UnixStream::from(socket), &cache, registry, build, true)
 }
 
@@ -111,7 +115,7 @@ impl Job<'_> {
         match result {
             Ok(Ok((outputs, log))) => Answer::Done { outputs, log },
             Ok(Err(error)) => {
-                Answer::Failed { failure: kind_of(&error), message: format!("{error:#}") }
+                Answer::Failed { failure: kind_of(&error), message: explained(&error, dir) }
             }
             Err(_) => Answer::Failed { failure: Failure::Panic, message: kept_panic() },
         }
@@ -200,17 +204,19 @@ impl Job<'_> {
         made.sort();
         let mut outputs = Vec::with_capacity(made.len());
         for item in &made {
-            if !item.path.exists() {
+            if item.path.symlink_metadata().is_err() {
                 bail!("output `{}` was declared as {}, but it is not there", item.port, item.name);
             }
             let absorbed = attempt.absorb(&item.port, item.index, &item.name, &item.path);
             outputs.push(absorbed.with_context(|| format!("output `{}`", item.port))?);
         }
         let log = attempt.dir.join(LOG);
-        let log = match std::fs::metadata(&log) {
-            Ok(meta) if meta.len() > 0 => {
+        let log = match std::fs::symlink_metadata(&log) {
+            Ok(meta) if meta.is_file() && meta.len() > 0 => {
                 let copy = attempt.dir.join("log.kept");
-                std::fs::copy(&log, &copy)?;
+                // A program may have put a link there, which is not written through.
+                let _ = std::fs::remove_file(&copy);
+                std::fs::copy(&log, &copy).context("cannot keep the log")?;
                 Some(attempt.absorb_log(&copy)?)
             }
             _ => None,
@@ -230,6 +236,15 @@ fn assembled(dir: &Path, port: &str, i: usize, name: &str) -> PathBuf {
     // What cannot be made is told by whoever writes into it.
     let _ = std::fs::create_dir_all(&folder);
     folder.join(name)
+}
+
+/// An error in words, with what helps when it happened on a full disk.
+fn explained(error: &anyhow::Error, dir: &Path) -> String {
+    let text = format!("{error:#}");
+    match cache::disk::trouble(dir) {
+        Some(full) if !text.contains("the disk at `") => format!("{text}; {full}"),
+        _ => text,
+    }
 }
 
 /// The kind of failure a stage's error stands for.

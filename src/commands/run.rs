@@ -60,6 +60,11 @@ pub fn run(args: Run) -> Result<ExitCode> {
         draw(&dir, &cache, &mut console);
     }
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
+    if (outcome.summary.failed > 0 || outcome.unkept.is_some())
+        && let Some(full) = cache::disk::trouble(cache.root())
+    {
+        out::message(full);
+    }
     console.last_line(&outcome.summary);
     kept?;
     match outcome.unkept {
@@ -72,7 +77,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
 fn draw(dir: &std::path::Path, cache: &cache::Cache, console: &mut Console) {
     let drawn = Past::load(dir).and_then(|past| {
         let path = dir.join("report.html");
-        std::fs::write(&path, engine::report::html(&past, cache))?;
+        cache.write(&path, engine::report::html(&past, cache).as_bytes())?;
         Ok(path)
     });
     match drawn {

@@ -14,8 +14,7 @@ mod watch;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 pub use plan::{
     Blob, Eviction, Facts, Holder, Keeper, Keeping, Name, Plan, Policy, Product, Record, Root,
@@ -23,8 +22,8 @@ pub use plan::{
 };
 pub(crate) use survey::{digests_in, divergence_files};
 pub use usage::{Sum, Usage};
-pub(crate) use watch::digests_of;
 use watch::{Watch, is_free, list};
+pub(crate) use watch::{attempts_in, digests_of};
 
 use crate::cache::{Cache, Found};
 use crate::crash_point;
@@ -33,7 +32,6 @@ use crate::error::{At, Result};
 use crate::lease::Lock;
 use crate::loss;
 use crate::stat::Stamp;
-use crate::tree;
 
 /// So many things are moved while everybody else waits.
 const BATCH: usize = 64;
@@ -141,7 +139,7 @@ impl Collector {
             let record = &facts.records[record];
             if let Some(moved) = self.cache.layout().to_trash(&record.dir)? {
                 crash_point!("gc.after-records");
-                unlink(&moved)?;
+                self.cache.layout().unlink(&moved)?;
                 done.records += 1;
                 done.bytes += record.bytes;
             }
@@ -180,7 +178,7 @@ impl Collector {
         drop(lock);
         crash_point!("gc.before-unlink");
         for (path, bytes) in moved {
-            unlink(&path)?;
+            layout.unlink(&path)?;
             done.blobs += 1;
             done.bytes += bytes;
             crash_point!("gc.after-unlink");
@@ -223,7 +221,7 @@ impl Collector {
         drop(lock);
         crash_point!("gc.after-trial");
         if let Some(moved) = moved {
-            unlink(&moved)?;
+            layout.unlink(&moved)?;
             done.trials += 1;
             done.bytes += trial.bytes;
         }
@@ -267,17 +265,6 @@ struct Used {
     names: HashSet<Name>,
     /// Also those of before.
     pins: HashSet<Key>,
-}
-
-/// Removes something from the trash. Others empty it too, so parts of it may go meanwhile.
-pub(crate) fn unlink(path: &Path) -> Result<()> {
-    for _ in 0..20 {
-        if tree::remove(path).is_ok() {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    tree::remove(path)
 }
 
 fn remove_file(path: &PathBuf) -> Result<()> {

@@ -12,7 +12,7 @@ use super::{Collector, KeptRun};
 use crate::cache::Cache;
 use crate::digest::{Digest, Key};
 use crate::entry::Entry;
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::stat::Stamp;
 use crate::tree;
 
@@ -250,8 +250,15 @@ fn divergences(cache: &Cache) -> Result<Vec<(Brief, PathBuf)>> {
     let mut found = Vec::new();
     for (key, path) in divergence_files(cache)? {
         let meta = fs::symlink_metadata(&path).at("inspect", &path)?;
-        let text = String::from_utf8(fs::read(&path).at("read", &path)?).unwrap_or_default();
-        match Entry::parse(&text, &key) {
+        let parsed = match tree::read_plain(&path) {
+            Ok(None) => continue,
+            Ok(Some((bytes, _))) => {
+                Entry::parse(&String::from_utf8(bytes).unwrap_or_default(), &key)
+            }
+            Err(Error::Damaged { what, .. }) => Err(what),
+            Err(error) => return Err(error),
+        };
+        match parsed {
             Ok(entry) => found.push((Brief::of(&entry, Stamp::of(&meta)), path)),
             Err(what) => {
                 let path = path.display();

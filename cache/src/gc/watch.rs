@@ -6,7 +6,7 @@
 //! work stays, although gc read earlier which runs and entries there are.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -23,6 +23,7 @@ use crate::error::{At, Error, Result};
 use crate::lease::{self, HOLDS, Lock};
 use crate::parts;
 use crate::stat::Stamp;
+use crate::tree;
 
 /// What matters here of an entry, which is much less than all.
 #[derive(Debug, Clone)]
@@ -184,7 +185,7 @@ impl Watch {
 
     /// The whole lines that were appended to a file of notes, and its first line the first time.
     fn read_notes(&mut self, path: &Path) -> Result<(Option<String>, Vec<Digest>)> {
-        let mut file = match File::open(path) {
+        let mut file = match tree::open_plain(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok((None, Vec::new())),
             result => result.at("open", path)?,
         };
@@ -201,14 +202,7 @@ impl Watch {
     }
 
     fn attempts(&self) -> Result<Vec<(Key, PathBuf)>> {
-        let mut found = Vec::new();
-        for dir in list(&self.cache.layout().dir("attempts"))? {
-            let name = dir.file_name().and_then(|name| name.to_str());
-            if let Some(key) = name.and_then(|name| name.parse::<Key>().ok()) {
-                found.extend(list(&dir)?.into_iter().map(|dir| (key, dir)));
-            }
-        }
-        Ok(found)
+        attempts_in(&self.cache)
     }
 
     /// Entries that appeared or changed since the last time; the first time all. Damaged ones are
@@ -281,6 +275,18 @@ impl Watch {
     }
 }
 
+/// Directories of all attempts, with their keys.
+pub(crate) fn attempts_in(cache: &Cache) -> Result<Vec<(Key, PathBuf)>> {
+    let mut found = Vec::new();
+    for dir in list(&cache.layout().dir("attempts"))? {
+        let name = dir.file_name().and_then(|name| name.to_str());
+        if let Some(key) = name.and_then(|name| name.parse::<Key>().ok()) {
+            found.extend(list(&dir)?.into_iter().map(|dir| (key, dir)));
+        }
+    }
+    Ok(found)
+}
+
 fn read_recipe(cache: &Cache, digest: &Digest) -> Result<Option<Vec<Digest>>> {
     match parts::read(cache.layout(), digest) {
         Ok(recipe) => Ok(recipe.map(|recipe| recipe.parts().map(|part| part.digest).collect())),
@@ -294,7 +300,7 @@ fn read_recipe(cache: &Cache, digest: &Digest) -> Result<Option<Vec<Digest>>> {
 
 /// Whether nobody has the lock of this file; a file that is not there is nobody's.
 pub(crate) fn is_free(path: &Path) -> Result<bool> {
-    let file = match File::open(path) {
+    let file = match tree::open_plain(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
         // A plain file where an attempt's directory should be.
         Err(e) if e.kind() == ErrorKind::NotADirectory => return Ok(true),

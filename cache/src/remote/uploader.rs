@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use crate::cache::Cache;
 use crate::digest::Key;
-use crate::layout::private_dir;
 use crate::remote::inner::Remote;
 use crate::remote::lease::Lease;
 use crate::remote::progress::Progress;
@@ -110,7 +109,7 @@ impl Remote {
 
     fn todo_dir(&self, cache: &Cache) -> crate::Result<PathBuf> {
         let dir = self.inner.uploads(cache)?.join("todo");
-        private_dir(&dir)?;
+        cache.layout().make_dir(&dir)?;
         Ok(dir)
     }
 
