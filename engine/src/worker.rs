@@ -149,10 +149,11 @@ impl Job<'_> {
             redirect(&dir.join(LOG))?;
         }
         let mut ctx = self.context(dir, cancel)?;
+        let started = Instant::now();
         (stage.run)(&self.frozen.params, &mut ctx)?;
         ctx.checkpoint_wait()?;
         ctx.check_cancelled()?;
-        self.publishable(&attempt, &ctx)
+        self.publishable(&attempt, &ctx, started.elapsed().as_secs_f64())
     }
 
     fn context(&self, dir: &Path, cancel: &Arc<AtomicBool>) -> Result<Context> {
@@ -191,7 +192,7 @@ impl Job<'_> {
     }
 
     /// Checks that every port was served and moves the artifacts into the store.
-    fn publishable(&self, attempt: &Attempt, ctx: &Context) -> Result<Absorbed> {
+    fn publishable(&self, attempt: &Attempt, ctx: &Context, seconds: f64) -> Result<Absorbed> {
         let stage = self.registry.get(&self.frozen.stage).map(|stage| (stage.ports)().outputs);
         let optional =
             |port: &str| stage.into_iter().flatten().any(|o| o.name == port && o.optional);
@@ -224,7 +225,7 @@ impl Job<'_> {
         attempt.finish(&Finished {
             outputs: outputs.clone(),
             log,
-            provenance: serde_json::Value::Null,
+            provenance: serde_json::json!({ "seconds": seconds }),
         })?;
         Ok((outputs, log))
     }

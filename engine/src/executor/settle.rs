@@ -62,7 +62,7 @@ impl Executor<'_> {
         self.schedule.done(at);
     }
 
-    fn entry(
+    pub(super) fn entry(
         &self,
         step: usize,
         outputs: &[Output],
