@@ -129,10 +129,12 @@ impl Survey<'_> {
         blobs.sort_unstable();
         blobs.dedup();
         let whole = |(digest, bytes): &&(Digest, u64)| self.is_here(watch, facts, digest, *bytes);
+        // An entry may say what it likes.
+        let add = |sum: u64, (_, bytes): &(Digest, u64)| sum.saturating_add(*bytes);
         Product {
             idle: self.since(used),
-            bytes: entry.artifacts.iter().map(|(_, bytes)| bytes).sum(),
-            here: entry.artifacts.iter().filter(whole).map(|(_, bytes)| bytes).sum(),
+            bytes: entry.artifacts.iter().fold(0, add),
+            here: entry.artifacts.iter().filter(whole).fold(0, add),
             blobs,
             roots,
             in_use: artifacts.iter().any(|digest| self.used.contains(digest)),
