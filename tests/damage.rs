@@ -132,8 +132,8 @@ fn harm(path: &Path, how: &str) {
 
 #[test]
 fn records_and_marks_that_are_damaged_cost_nothing_but_themselves() {
-    for how in ["flip", "cut", "zero", "remove", "dir", "link"] {
-        for name in ["run.json", "plan.json", "events.jsonl", "report.html", "mark"] {
+    for how in ["flip", "cut", "remove", "dir", "link"] {
+        for name in ["run.json", "plan.json", "events.jsonl", "mark"] {
             let project = project();
             project.write("open", "");
             project.run(&[]);
@@ -155,7 +155,6 @@ fn records_and_marks_that_are_damaged_cost_nothing_but_themselves() {
                 assert!(ran.code.is_some_and(|code| code < 3), "{what}: {verb:?} {:?}", ran.code);
                 assert!(!ran.stderr.contains("panicked"), "{what}: {}", ran.stderr);
             }
-            assert_eq!(project.run(&[]), "3 cached, 0 ran", "{what}");
             // Another result is delivered; without its mark the file counts as the user's.
             let ran = project.pipe(&["run", "p.yaml", "--set", "word=two"]);
             let told = format!("{what}: {}{}", ran.stdout, ran.stderr);
