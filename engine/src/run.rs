@@ -180,8 +180,10 @@ impl Past {
         let plan = serde_json::from_slice(&read("plan.json")?)?;
         let events = match File::open(dir.join(EVENTS)) {
             Ok(file) => BufReader::new(file)
-                .lines()
-                .filter_map(|line| serde_json::from_str(&line.ok()?).ok())
+                // One that cannot be read ends it: it would fail for ever.
+                .split(b'\n')
+                .map_while(Result::ok)
+                .filter_map(|line| serde_json::from_slice(&line).ok())
                 .collect(),
             Err(_) => Vec::new(),
         };
