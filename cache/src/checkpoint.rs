@@ -121,10 +121,11 @@ fn seal(dir: &Path, to: &Path) -> io::Result<()> {
 fn check(sealed: &Path, thorough: bool) -> Result<(), String> {
     let seal = read(&beside(sealed))?;
     let known = |seen| Digest::from_bytes(seen) == seal.seen;
-    if !thorough && sealed.symlink_metadata().is_ok_and(|m| m.is_dir()) {
-        if look_inside(sealed).is_ok_and(known) {
-            return Ok(());
-        }
+    if !thorough
+        && sealed.symlink_metadata().is_ok_and(|m| m.is_dir())
+        && look_inside(sealed).is_ok_and(known)
+    {
+        return Ok(());
     }
     let hashed = tree::hash_with(sealed, &mut tree::hash_leaf).map_err(|e| e.to_string())?;
     match hashed.0 == seal.digest {
