@@ -24,7 +24,7 @@ pub fn push(args: Push) -> Result<ExitCode> {
     let entries = keys(&cache, &loaded, &steps)?.into_iter();
     let (there, absent): (Vec<_>, Vec<_>) = entries.partition(|(_, _, entry)| entry.is_some());
     for (name, ..) in &absent {
-        out::message(&format!("`{name}` has no result here: there is nothing to push"));
+        out::message(format!("`{name}` has no result here: there is nothing to push"));
     }
     let mut failed = absent.len();
     let (mut done, mut sent) = (0, 0);
@@ -40,7 +40,7 @@ pub fn push(args: Push) -> Result<ExitCode> {
             Err(Trouble::Cancelled) => return Ok(ExitCode::from(130)),
             Err(trouble) => {
                 failed += 1;
-                out::message(&format!("`{name}`: {trouble}"));
+                out::message(format!("`{name}`: {trouble}"));
             }
         }
     }
@@ -69,19 +69,19 @@ pub fn pull(args: Pull) -> Result<ExitCode> {
                 }
                 Ok(None) => {
                     failed += 1;
-                    out::message(&format!("`{name}` is not in the remote `{}`", remote.name()));
+                    out::message(format!("`{name}` is not in the remote `{}`", remote.name()));
                 }
                 Err(Trouble::Cancelled) => return Ok(ExitCode::from(130)),
                 Err(trouble) => {
                     failed += 1;
-                    out::message(&format!("`{name}`: {trouble}"));
+                    out::message(format!("`{name}`: {trouble}"));
                 }
             }
         }
         if imported == 0 {
             for &at in &left {
                 let name = &loaded.plan.steps[at].name;
-                out::message(&format!("`{name}` has no key yet: results before it are missing"));
+                out::message(format!("`{name}` has no key yet: results before it are missing"));
             }
             failed += left.len();
             break;

@@ -62,7 +62,7 @@ pub fn keygen(args: Keygen) -> Result<ExitCode> {
     }
     let key = SigningKey::generate(&path, &args.comment)?;
     out::line(key.public().to_string());
-    out::message(&format!(
+    out::message(format!(
         "the private key is {}; name it under `sign_with:`, and give the line above to those who shall believe you, for their `keys:`",
         path.display()
     ));
