@@ -1,6 +1,8 @@
 //! Disks that fill up at random moments: a clear error that names the disk, earlier results whole,
 //! and on it goes when there is room. Small disks of memory, in a mount namespace of their own.
 
+#![allow(clippy::print_stdout)] // what is skipped, and with which seed, is said
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
