@@ -205,7 +205,8 @@ mod tests {
             fs::write(d.join("deep/x"), "x")?;
             fs::write(d.join("w"), "weights")
         };
-        let harms: [(&str, fn(&Path)); 8] = [
+        type Harm = (&'static str, fn(&Path));
+        let harms: [Harm; 8] = [
             ("flip", |d| fs::write(d.join("10/w"), "weighTs").unwrap()),
             ("cut", |d| fs::write(d.join("10/w"), "weight").unwrap()),
             ("remove", |d| fs::remove_file(d.join("10/deep/x")).unwrap()),

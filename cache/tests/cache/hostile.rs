@@ -40,7 +40,8 @@ fn what_is_no_file_is_refused_by_name_wherever_it_is() {
     let attempt = home.cache.attempt(&key("one")).unwrap();
     let outside = home.dir.path().join("outside");
     fs::write(&outside, "theirs").unwrap();
-    let make: [(&str, &dyn Fn(&Path)); 5] = [
+    type Make<'a> = (&'a str, &'a dyn Fn(&Path));
+    let make: [Make<'_>; 5] = [
         ("fifo", &|path| special(path, FileType::Fifo)),
         ("socket", &|path| special(path, FileType::Socket)),
         ("link", &|path| symlink(&outside, path).unwrap()),
