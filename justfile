@@ -6,6 +6,7 @@ check:
 bless:
     INSTA_UPDATE=always PIPE_BLESS=1 cargo test --workspace --locked
 
-# The long counts of the randomised tests
+# The long counts of the randomised tests, with the crash points that release builds lack
 soak:
-    PROPTEST_CASES=20000 PIPE_SOAK=200 cargo test --release --workspace --locked
+    PROPTEST_CASES=20000 PIPE_SOAK=2000 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
+        cargo test --release --workspace --locked

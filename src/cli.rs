@@ -12,6 +12,9 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "pipe", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
+    /// Make the cache for everybody of a group, each of whom trusts all others; one made so stays so
+    #[arg(long, global = true)]
+    pub shared_cache: bool,
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -24,6 +27,10 @@ pub enum Verb {
     Run(Run),
     /// Tell what a run would do, step by step, and why
     Plan(Plan),
+    /// Send results of steps to a remote cache
+    Push(Push),
+    /// Bring results of steps from a remote cache
+    Pull(Pull),
     /// Check a pipeline and print every error
     Check(Check),
     /// Draw the graph of a pipeline
@@ -89,6 +96,68 @@ pub struct Settings {
     pub cache: Option<PathBuf>,
 }
 
+/// Which remote cache.
+#[derive(Args, Clone, Default)]
+pub struct OfRemote {
+    /// Share results by this remote: s3://bucket/prefix, gs://…, az://…, a directory, or a name of
+    /// the configuration [default: $PIPE_REMOTE, else `remote:` of the configuration]
+    #[arg(long, value_name = "URL")]
+    pub remote: Option<String>,
+    /// Believe everybody who can write to the remote, also what no key has signed
+    #[arg(long)]
+    pub trust_remote: bool,
+    /// Use no remote
+    #[arg(long, conflicts_with = "remote")]
+    pub no_remote: bool,
+}
+
+/// Which steps of which pipeline, and which remote.
+#[derive(Args)]
+pub struct OfSteps {
+    /// Steps; what they need is included [default: all]
+    #[arg(value_name = "STEP")]
+    pub steps: Vec<String>,
+    /// Pipeline file [default: that of the newest run in this directory, with its settings]
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub settings: Settings,
+    #[command(flatten)]
+    pub remote: OfRemote,
+}
+
+#[derive(Args)]
+#[command(after_help = "What the remote has is not sent again, and what was broken off goes on.
+
+Examples:
+  pipe push --remote s3://team/pipe
+  pipe push signals teacher -f pipelines/mohawk.yaml --remote /mnt/shared/pipe")]
+pub struct Push {
+    #[command(flatten)]
+    pub of: OfSteps,
+}
+
+#[derive(Args)]
+#[command(after_help = "All bytes are compared with their digests before they are used.
+
+Examples:
+  pipe pull distill -f pipelines/mohawk.yaml --remote s3://team/pipe --trust-remote")]
+pub struct Pull {
+    #[command(flatten)]
+    pub of: OfSteps,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  pipe cache keygen --comment alice@lab")]
+pub struct Keygen {
+    /// File of the private key [default: signing.key beside the configuration]
+    pub path: Option<PathBuf>,
+    /// Put after the public key, for people
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub comment: String,
+}
+
 #[derive(Args)]
 #[command(after_help = "Examples:
   pipe run                                   the embedded pipeline, from text to evaluated student
@@ -120,6 +189,11 @@ pub struct Run {
     /// Drop the checkpoints of this step before it runs; may be repeated
     #[arg(long, value_name = "STEP")]
     pub fresh: Vec<String>,
+    #[command(flatten)]
+    pub remote: OfRemote,
+    /// Fail when the remote does not answer or does not take a result
+    #[arg(long)]
+    pub remote_required: bool,
     /// Print nothing but errors and the last line
     #[arg(short, long)]
     pub quiet: bool,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use engine::event::{Event, Failure, Stamped, Summary};
+use engine::event::{Event, Failure, Shared, Stamped, Summary};
 use engine::plan::Plan;
 use engine::stage::Report;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -106,6 +106,9 @@ impl Console {
         }
         if summary.interrupted {
             line = format!("interrupted: {line}; run again to go on");
+        }
+        if let Some(shared) = &summary.shared {
+            out::line(sharing(shared));
         }
         out::line(line);
     }
@@ -246,4 +249,23 @@ fn short(rate: f64) -> String {
         1e3.. => format!("{:.1}k", rate / 1e3),
         _ => format!("{rate:.0}"),
     }
+}
+
+/// What the remote was good for.
+fn sharing(shared: &Shared) -> String {
+    let mut line = format!(
+        "remote {}: {} hits, {} misses, {} uploaded, {} failed",
+        shared.remote, shared.hits, shared.misses, shared.uploads_done, shared.uploads_failed
+    );
+    if shared.unanswered > 0 {
+        line += &format!(", {} without an answer", shared.unanswered);
+    }
+    if shared.fetched_bytes + shared.sent_bytes > 0 {
+        let (came, went) = (out::bytes(shared.fetched_bytes), out::bytes(shared.sent_bytes));
+        line += &format!(" ({came} came, {went} went)");
+    }
+    if shared.uploads_failed > 0 {
+        line += "; `pipe push` sends them again";
+    }
+    line
 }

@@ -155,3 +155,26 @@ outputs: {{ o: {{ from: count.o, to: o.txt }} }}
     assert_eq!(project.read("starts"), "from 0\nfrom 5\n");
     assert_eq!(project.read("o.txt"), "5\n");
 }
+
+#[test]
+fn what_was_finished_but_not_published_is_adopted() {
+    for point in ["commit.before-sync", "commit.before-link"] {
+        let project = Project::with(
+            "steps:\n  a: { stage: command, run: [sh, -c, 'echo x >> ${params.dir}/ran; echo 1 > ${out.o}'], out: [o] }\nparams: { dir: . }\n",
+        );
+        let dir = format!("dir={}", project.path().display());
+        let mut leader = project.command(&["run", "p.yaml", "--set", &dir]);
+        let status = leader.env("PIPE_CRASH_AT", point).output().unwrap().status;
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{point}");
+        let ran = project.pipe(&["run", "p.yaml", "--set", &dir]);
+        assert_eq!(
+            (ran.code, ran.counts().as_str()),
+            (Some(0), "1 cached, 0 ran"),
+            "{}",
+            ran.stderr
+        );
+        assert!(ran.stderr.contains("it is kept now"), "{}", ran.stderr);
+        assert_eq!(project.count("ran"), 1, "{point}");
+        assert_eq!(project.run(&["--set", &dir]), "1 cached, 0 ran");
+    }
+}

@@ -112,3 +112,60 @@ fn verify_would_find_nothing_left() {
     let [path] = &objects(&project, "left\n")[..] else { panic!("it is there once") };
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o444);
 }
+
+/// Harms that need no knowledge of what a file says.
+fn harm(path: &Path, how: &str) {
+    let bytes = fs::read(path).unwrap();
+    fs::remove_file(path).unwrap();
+    match how {
+        "flip" => {
+            let flip = |(i, b): (usize, &u8)| if i == bytes.len() / 2 { b ^ 1 } else { *b };
+            fs::write(path, bytes.iter().enumerate().map(flip).collect::<Vec<u8>>()).unwrap();
+        }
+        "cut" => fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
+        "zero" => fs::write(path, vec![0; bytes.len()]).unwrap(),
+        "dir" => fs::create_dir(path).unwrap(),
+        "link" => std::os::unix::fs::symlink(path.file_name().unwrap(), path).unwrap(),
+        _ => {}
+    }
+}
+
+#[test]
+fn records_and_marks_that_are_damaged_cost_nothing_but_themselves() {
+    for how in ["flip", "cut", "remove", "dir", "link"] {
+        for name in ["run.json", "plan.json", "events.jsonl", "mark"] {
+            let project = project();
+            project.write("open", "");
+            project.run(&[]);
+            let runs = fs::read_dir(project.cache().join("runs")).unwrap();
+            let record = runs.map(|item| item.unwrap().path()).next().unwrap();
+            let marks = fs::read_dir(project.cache().join("delivered")).unwrap();
+            let mark = marks.map(|item| item.unwrap().path()).next().unwrap();
+            let path = if name == "mark" { mark } else { record.join(name) };
+            harm(&path, how);
+            let what = format!("{how} {name}");
+            for verb in [
+                &["show", "last"][..],
+                &["why", "last"],
+                &["log", "last"],
+                &["plan", "p.yaml"],
+                &["report"],
+            ] {
+                let ran = project.pipe(verb);
+                assert!(ran.code.is_some_and(|code| code < 3), "{what}: {verb:?} {:?}", ran.code);
+                assert!(!ran.stderr.contains("panicked"), "{what}: {}", ran.stderr);
+            }
+            // Another result is delivered; without its mark the file counts as the user's.
+            let ran = project.pipe(&["run", "p.yaml", "--set", "word=two"]);
+            let told = format!("{what}: {}{}", ran.stdout, ran.stderr);
+            assert!(!told.contains("panicked"), "{told}");
+            match name == "mark" && ran.code != Some(0) {
+                true => {
+                    assert!(told.contains("was not written by this pipeline"), "{told}");
+                    assert_eq!(project.read("o.txt"), "left\nmine\none\n", "{what}");
+                }
+                false => assert_eq!(project.read("o.txt"), "left\nmine\ntwo\n", "{told}"),
+            }
+        }
+    }
+}

@@ -3,8 +3,8 @@
 //!
 //! A handle holds a shared lock on `<attempt>/lock`, so that a directory in use is never cleaned.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -16,16 +16,18 @@ use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::entry::{Output, check_name};
 use crate::error::{At, Error, Result};
-use crate::layout::{Layout, private_dir, unique};
+use crate::layout::{Layout, unique};
 use crate::lease::Lock;
 use crate::loss;
 use crate::stat::Stamp;
 use crate::tree::Kind;
-use crate::{checkpoint, sealed, store};
+use crate::{checkpoint, sealed, store, tree};
 
 const KIND: &str = "pipe-attempt";
 const VERSION: u32 = 1;
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// What a finished attempt leaves.
+pub(crate) const JSON: &str = "attempt.json";
 
 /// What a successful attempt leaves behind in `attempt.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +36,13 @@ pub struct Finished {
     #[serde(default)]
     pub log: Option<(Digest, u64)>,
     pub provenance: serde_json::Value,
+}
+
+/// The file's content.
+#[derive(Serialize, Deserialize)]
+struct Left {
+    key: Key,
+    finished: Finished,
 }
 
 /// A handle on `attempts/<key>/<attempt>/`; several processes may hold one.
@@ -60,7 +69,7 @@ impl Attempt {
         // this one will find.
         let _lock = Lock::shared(layout)?;
         loop {
-            private_dir(&parent)?;
+            layout.make_dir(&parent)?;
             let dir = parent.join(unique());
             match DirBuilder::new().mode(0o700).create(&dir) {
                 Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
@@ -71,8 +80,8 @@ impl Attempt {
             loss::named(&dir, None);
             crash_point!("attempt.before-lock");
             // A cleaner may come between the directory and its lock: then another one is made.
-            let _ = crate::tree::set_mode(&dir, 0o700);
-            if let Some(lock) = lock_shared(&dir)? {
+            let _ = tree::set_mode(&dir, layout.access().dir());
+            if let Some(lock) = lock_shared(layout, &dir)? {
                 return Ok(Attempt { dir, layout: layout.clone(), lock });
             }
         }
@@ -91,7 +100,7 @@ impl Attempt {
         }
         let layout = Layout::open(root)?;
         let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
-        let lock = lock_shared(&dir)?.map_or_else(gone, Ok)?;
+        let lock = lock_shared(&layout, &dir)?.map_or_else(gone, Ok)?;
         Ok(Attempt { dir, layout, lock })
     }
 
@@ -133,10 +142,19 @@ impl Attempt {
 
     /// Writes `attempt.json`: from now on the attempt can be published, by whoever holds the claim.
     pub fn finish(&self, finished: &Finished) -> Result<()> {
-        let body = serde_json::to_string(finished).expect("texts and numbers only");
-        let path = self.dir.join("attempt.json");
+        let key = key_of(&self.dir).expect("attempts lie below their key");
+        let left = Left { key, finished: finished.clone() };
+        let body = serde_json::to_string(&left).expect("texts and numbers only");
+        let path = self.dir.join(JSON);
         let tmp = self.dir.join("attempt.json.tmp");
-        fs::write(&tmp, sealed::seal(KIND, VERSION, &(body + "\n"))).at("write", &tmp)?;
+        // Whatever the program has put there goes, and no link is written through.
+        tree::remove(&tmp)?;
+        let write = || {
+            let mut file = File::create_new(&tmp)?;
+            self.layout.access().admit(&file)?;
+            file.write_all(sealed::seal(KIND, VERSION, &(body + "\n")).as_bytes())
+        };
+        write().at("write", &tmp)?;
         loss::wrote(&tmp);
         crash_point!("attempt.before-json");
         fs::rename(&tmp, &path).at("create", &path)?;
@@ -187,7 +205,7 @@ impl Cache {
     pub fn attempts_clean(&self, key: &Key) -> Result<()> {
         for dir in attempts(self.layout(), key) {
             let path = dir.join("lock");
-            let lock = File::open(&path);
+            let lock = tree::open_plain(&path);
             let free = match &lock {
                 Ok(lock) => flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
                 Err(e) => e.kind() == ErrorKind::NotFound,
@@ -203,8 +221,28 @@ impl Cache {
 
 /// What the attempt at `dir` made, if it came to an end.
 pub(crate) fn left(dir: &Path) -> Option<Finished> {
-    let text = fs::read_to_string(dir.join("attempt.json")).ok()?;
-    serde_json::from_str(sealed::open(KIND, VERSION, &text).ok()?).ok()
+    judge(dir).ok()?
+}
+
+/// As [`left`], or what is wrong with what it says.
+pub(crate) fn judge(dir: &Path) -> Result<Option<Finished>, String> {
+    let read = tree::read_plain(&dir.join(JSON)).map_err(|error| match error {
+        Error::Damaged { what, .. } => what,
+        error => error.to_string(),
+    });
+    let Some((bytes, _)) = read? else { return Ok(None) };
+    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_string())?;
+    let body = sealed::open(KIND, VERSION, &text)?;
+    let left: Left = serde_json::from_str(body).map_err(|e| e.to_string())?;
+    match key_of(dir) == Some(left.key) {
+        true => Ok(Some(left.finished)),
+        false => Err(format!("it is of an attempt at another key, `{}`", left.key)),
+    }
+}
+
+/// The key that the directory of an attempt belongs to.
+fn key_of(dir: &Path) -> Option<Key> {
+    dir.parent()?.file_name()?.to_str()?.parse().ok()
 }
 
 fn attempts(layout: &Layout, key: &Key) -> impl Iterator<Item = PathBuf> {
@@ -212,10 +250,9 @@ fn attempts(layout: &Layout, key: &Key) -> impl Iterator<Item = PathBuf> {
 }
 
 /// A shared lock on `<dir>/lock`, or `None` when a cleaner was faster.
-fn lock_shared(dir: &Path) -> Result<Option<File>> {
+fn lock_shared(layout: &Layout, dir: &Path) -> Result<Option<File>> {
     let path = dir.join("lock");
-    let mut options = OpenOptions::new();
-    let lock = match options.read(true).append(true).create(true).open(&path) {
+    let lock = match layout.open_file(&path, true) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         result => result.at("create", &path)?,
     };

@@ -211,11 +211,8 @@ impl Cache {
     /// As [`Cache::verify`].
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
         let path = self.object(digest);
-        let bytes = match fs::read(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::Missing { digest: *digest, path });
-            }
-            result => result.at("read", &path)?,
+        let Some((bytes, _)) = tree::read_plain(&path)? else {
+            return Err(Error::Missing { digest: *digest, path });
         };
         let found = Digest::of(&bytes);
         if found != *digest {
@@ -233,10 +230,26 @@ pub(crate) struct Looked {
     pub settled: bool,
 }
 
-fn look(path: &Path) -> io::Result<Looked> {
+pub(crate) fn look(path: &Path) -> io::Result<Looked> {
     let mut hasher = blake3::Hasher::new();
     let settled = fold(path, SystemTime::now(), &mut hasher)?;
     Ok(Looked { fold: *hasher.finalize().as_bytes(), settled })
+}
+
+/// As [`look`] for what is in a directory, whatever becomes of the directory itself.
+pub(crate) fn look_inside(dir: &Path) -> io::Result<Seen> {
+    let mut hasher = blake3::Hasher::new();
+    for name in sorted(dir)? {
+        fold(&name, SystemTime::now(), &mut hasher)?;
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+fn sorted(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut names: Vec<PathBuf> =
+        fs::read_dir(dir)?.map(|item| Ok(item?.path())).collect::<io::Result<_>>()?;
+    names.sort_unstable();
+    Ok(names)
 }
 
 fn fold(path: &Path, now: SystemTime, hasher: &mut blake3::Hasher) -> io::Result<bool> {
@@ -245,10 +258,7 @@ fn fold(path: &Path, now: SystemTime, hasher: &mut blake3::Hasher) -> io::Result
     hasher.update(&stamp.bytes());
     let mut settled = stamp.settled(now);
     if meta.is_dir() {
-        let mut names: Vec<PathBuf> =
-            fs::read_dir(path)?.map(|item| Ok(item?.path())).collect::<io::Result<_>>()?;
-        names.sort_unstable();
-        for name in names {
+        for name in sorted(path)? {
             settled &= fold(&name, now, hasher)?;
         }
     }

@@ -3,8 +3,8 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File, Metadata};
-use std::io::{ErrorKind, Read};
+use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -64,7 +64,20 @@ impl Cache {
     /// # Errors
     /// When `root` holds something else, or a cache of a layout this build does not know.
     pub fn open(root: impl AsRef<Path>) -> Result<Cache> {
-        let layout = Layout::create(root.as_ref())?;
+        Cache::of(Layout::create(root.as_ref(), false)?)
+    }
+
+    /// As [`Cache::open`], and a cache made by this is for everybody of a group: that of the
+    /// directory it is made in, where that hands its group on (setgid), else the user's. Each
+    /// member trusts all others, who can change what they will. Afterwards [`Cache::open`] will do.
+    ///
+    /// # Errors
+    /// As [`Cache::open`], and for a cache that is private: it is not opened to others by the way.
+    pub fn open_shared(root: impl AsRef<Path>) -> Result<Cache> {
+        Cache::of(Layout::create(root.as_ref(), true)?)
+    }
+
+    fn of(layout: Layout) -> Result<Cache> {
         layout.sweep();
         let inner = Inner {
             layout,
@@ -84,9 +97,35 @@ impl Cache {
         self.inner.layout.root()
     }
 
+    /// Whether it is a group's.
+    pub fn is_shared(&self) -> bool {
+        self.inner.layout.access().is_shared()
+    }
+
+    /// Makes a directory below the root for whomever the cache is; `false` when it is there.
+    ///
+    /// # Errors
+    /// When there is none and it cannot be made.
+    pub fn make_dir(&self, dir: &Path) -> Result<bool> {
+        self.inner.layout.make_dir(dir)
+    }
+
+    /// Writes a file below the root, whole or not at all, for whomever the cache is.
+    ///
+    /// # Errors
+    /// When it cannot be written; then what was there is there.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.inner.layout.write(path, bytes)
+    }
+
     /// Where runs keep their records.
     pub fn runs_dir(&self) -> PathBuf {
         self.inner.layout.dir("runs")
+    }
+
+    /// Where marks of files outside of the cache are kept.
+    pub fn marks_dir(&self) -> PathBuf {
+        self.inner.layout.dir("delivered")
     }
 
     /// The directory of the index, which may be deleted whenever no process is running.
@@ -184,7 +223,8 @@ impl Cache {
         let dir = self.inner.layout.divergences(key);
         let items = fs::read_dir(dir).into_iter().flatten().flatten();
         items
-            .filter_map(|item| Entry::parse(&fs::read_to_string(item.path()).ok()?, key).ok())
+            .filter_map(|item| tree::read_plain(&item.path()).ok()?)
+            .filter_map(|(bytes, _)| Entry::parse(std::str::from_utf8(&bytes).ok()?, key).ok())
             .collect()
     }
 
@@ -283,16 +323,12 @@ impl Cache {
     /// Reads an entry file. Its stamp is that of the open file, so it belongs to the text.
     pub(crate) fn read_entry(&self, key: &Key) -> Result<Found> {
         let path = self.inner.layout.entry(key);
-        let mut file = match File::open(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Absent),
-            result => result.at("open", &path)?,
+        let (bytes, meta) = match tree::read_plain(&path) {
+            Err(Error::Damaged { what, .. }) => return Ok(Found::Damaged(what)),
+            Ok(None) => return Ok(Found::Absent),
+            Ok(Some(read)) => read,
+            Err(error) => return Err(error),
         };
-        let meta = file.metadata().at("inspect", &path)?;
-        if !meta.is_file() {
-            return Ok(Found::Damaged("it is no file".to_string()));
-        }
-        let mut bytes = Vec::with_capacity(meta.len() as usize + 1);
-        file.read_to_end(&mut bytes).at("read", &path)?;
         let parsed = String::from_utf8(bytes)
             .map_err(|_| "it is not UTF-8".to_string())
             .and_then(|text| Ok((Entry::parse(&text, key)?, text)));
@@ -308,7 +344,13 @@ impl Cache {
         let mut keys = Vec::new();
         for shard in fs::read_dir(&dir).at("list", &dir)? {
             let shard = shard.at("list", &dir)?.path();
-            for item in fs::read_dir(&shard).at("list", &shard)? {
+            let items = match fs::read_dir(&shard) {
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                    continue;
+                }
+                result => result.at("list", &shard)?,
+            };
+            for item in items {
                 let name = item.at("list", &shard)?.file_name();
                 keys.extend(name.to_str().and_then(|n| n.parse::<Key>().ok()));
             }
@@ -325,7 +367,7 @@ impl Cache {
 
 impl Inner {
     pub(crate) fn index(&self) -> Option<&Index> {
-        self.index.get_or_init(|| Index::open(&self.layout.dir("index"))).as_ref()
+        self.index.get_or_init(|| Index::open(&self.layout)).as_ref()
     }
 
     fn flush(&self) {

@@ -1,9 +1,9 @@
 //! Who works on a key: a lock of the kernel's on `locks/aa/<key>`, which ends with its process, so
 //! that nothing is ever left to unlock. Knows nothing of results.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +14,6 @@ use crate::cache::Cache;
 use crate::crash_point;
 use crate::digest::Key;
 use crate::error::{At, Result};
-use crate::layout::with_parent;
 
 /// The outcome of trying to claim a key.
 #[derive(Debug)]
@@ -47,11 +46,16 @@ impl Cache {
     ///
     /// Also a second claim by the same process is `Busy`.
     pub fn claim(&self, key: &Key, who: &str) -> Result<Claimed> {
-        let path = self.layout().lock(key);
+        let (layout, path) = (self.layout(), self.layout().lock(key));
         loop {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
-            let mut file = with_parent(&path, "create", || options.open(&path))?;
+            let mut file = match layout.open_file(&path, false) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    layout.make_dir(path.parent().expect("locks are in shards"))?;
+                    layout.open_file(&path, false)
+                }
+                result => result,
+            }
+            .at("create", &path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) => return Ok(Claimed::Busy(holder(&mut file))),
                 result => result.at("lock", &path)?,

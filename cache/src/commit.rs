@@ -23,7 +23,6 @@ use crate::digest::{Digest, Key};
 use crate::entry::Entry;
 use crate::error::{At, Error, Result};
 use crate::index::Row;
-use crate::layout::private_dir;
 use crate::lease::Lock;
 use crate::loss;
 use crate::stat::Stamp;
@@ -47,6 +46,13 @@ pub struct Publication {
     pub attempt: Option<Attempt>,
     /// Whether the result takes the place of an earlier one.
     pub replace: bool,
+}
+
+impl Publication {
+    /// A result that another cache gave; its bytes may come later.
+    pub fn imported(entry: Entry) -> Publication {
+        Publication { key: entry.key, entry, claim: None, attempt: None, replace: false }
+    }
 }
 
 /// What became of a publication.
@@ -244,12 +250,12 @@ fn stage(cache: &Cache, publication: &Publication) -> Result<Staged> {
         return Err(Error::WrongKey { key: *key, found: entry.key });
     }
     let text = entry.render()?;
-    private_dir(&shard(cache, key))?;
-    let path = cache.layout().staging();
+    cache.layout().make_dir(&shard(cache, key))?;
+    let (path, mode) = (cache.layout().staging(), cache.layout().access().entry());
     let write = || -> io::Result<File> {
         let mut file = File::create_new(&path)?;
         file.write_all(text.as_bytes())?;
-        file.set_permissions(fs::Permissions::from_mode(0o400))?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         loss::wrote(&path);
         Ok(file)
     };
@@ -308,7 +314,7 @@ fn keep_evidence(
     dirs: &mut BTreeSet<PathBuf>,
 ) -> Result<()> {
     let dir = cache.layout().divergences(&publication.key);
-    private_dir(&dir)?;
+    cache.layout().make_dir(&dir)?;
     let path = dir.join(Digest::of(staged.text.as_bytes()).to_string());
     fs::rename(&staged.path, &path).at("create", &path)?;
     loss::named(&path, Some(&staged.path));

@@ -4,12 +4,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::{Digest, Key};
+use crate::disk;
 
 /// What can go wrong with bytes on a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot {doing} `{}`: {cause}", path.display())]
     Io { doing: &'static str, path: PathBuf, cause: io::Error },
+    /// `what` names the disk and has a hint.
+    #[error("cannot {doing} `{}`: {what}", path.display())]
+    Full { doing: &'static str, path: PathBuf, what: String },
+    #[error(
+        "`{path}` is a private cache, and stays one unless it is opened to a group by hand\nhint: \
+         give another directory; or, while nothing runs, `chgrp -R GROUP {path} && chmod -R g=u \
+         {path} && find {path} -type d -exec chmod 2770 {{}} +`",
+        path = path.display()
+    )]
+    Private { path: PathBuf },
     #[error(
         "`{}` is not a cache and not empty: give an empty or a new directory",
         path.display()
@@ -61,6 +72,12 @@ pub(crate) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
     fn at(self, doing: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|e| Error::Io { doing, path: path.to_path_buf(), cause: e.into() })
+        self.map_err(|e| {
+            let (cause, path) = (e.into(), path.to_path_buf());
+            match disk::of_error(&cause, &path) {
+                Some(what) => Error::Full { doing, path, what },
+                None => Error::Io { doing, path, cause },
+            }
+        })
     }
 }

@@ -20,6 +20,7 @@ use rusqlite::{
 use crate::bytes::Seen;
 use crate::crash_point;
 use crate::digest::{Digest, Key};
+use crate::layout::Layout;
 use crate::loss;
 use crate::stat::Stamp;
 
@@ -67,7 +68,8 @@ pub(crate) struct Index {
 
 impl Index {
     /// Opens the newest index in `dir`, or makes one. `None` where SQLite cannot work.
-    pub fn open(dir: &Path) -> Option<Index> {
+    pub fn open(layout: &Layout) -> Option<Index> {
+        let dir = &layout.dir("index");
         if network(dir) {
             return None;
         }
@@ -75,6 +77,8 @@ impl Index {
         (0..4).find_map(|attempt| {
             std::thread::sleep(Duration::from_millis(5 * attempt));
             let path = current(dir);
+            // SQLite gives the files beside it the mode of this one.
+            layout.open_file(&path, false).ok()?;
             match connect(&path).and_then(|c| c.execute_batch(TABLES).map(|()| c)) {
                 Ok(connection) => Some(Index {
                     path,

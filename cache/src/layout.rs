@@ -1,21 +1,25 @@
 //! Where things lie below the root of a cache, and who may read them. Knows no content.
 
-use std::fs::{self, DirBuilder};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::OFlags;
+
+use crate::access::{self, Access};
 use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::error::{At, Error, Result};
 use crate::loss;
-use crate::tree;
+use crate::store;
+use crate::tree::{self, Kind};
 
 const VERSION: u32 = 1;
 const WORDS: &str = "pipe cache layout ";
-const DIRS: [&str; 12] = [
+const DIRS: [&str; 13] = [
     "entries",
     "objects",
     "recipes",
@@ -25,6 +29,7 @@ const DIRS: [&str; 12] = [
     "pins",
     "divergences",
     "runs",
+    "delivered",
     "index",
     "staging",
     "trash",
@@ -34,22 +39,34 @@ const DIRS: [&str; 12] = [
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     root: PathBuf,
+    access: Access,
 }
 
 impl Layout {
-    /// Opens the cache at `root`, making it when there is none. Directories are the user's alone.
-    pub fn create(root: &Path) -> Result<Layout> {
+    /// Opens the cache at `root`, making it when there is none: for the user alone, unless it is to
+    /// be `shared`.
+    pub fn create(root: &Path, shared: bool) -> Result<Layout> {
         if let Some(parent) = root.parent() {
             fs::create_dir_all(parent).at("create", parent)?;
         }
-        private_dir(root)?;
+        match DirBuilder::new().mode(0o700).create(root) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            result => result.at("create", root)?,
+        }
         if !root.is_dir() {
             return Err(Error::NotACache { path: root.to_path_buf() });
         }
-        let layout = Layout::open(root)?;
+        let layout = Layout::begin(root, shared)?;
+        if shared && !layout.access.is_shared() {
+            return Err(Error::Private { path: layout.root });
+        }
         let new = DIRS.iter().any(|name| !layout.root.join(name).is_dir());
         for name in DIRS {
-            private_dir(&layout.root.join(name))?;
+            layout.make_dir(&layout.root.join(name))?;
+        }
+        // Now, since a full disk can still be collected on.
+        for path in [layout.gc_lock(), layout.gc_turn()] {
+            layout.open_file(&path, false).at("create", &path)?;
         }
         if new {
             crash_point!("open.before-sync");
@@ -60,18 +77,85 @@ impl Layout {
 
     /// Opens the directory `root`, which must be a cache of a known layout or empty.
     pub fn open(root: &Path) -> Result<Layout> {
+        Layout::begin(root, false)
+    }
+
+    fn begin(root: &Path, shared: bool) -> Result<Layout> {
         let root = fs::canonicalize(root).at("find", root)?;
         let path = root.join("version");
         match fs::read_to_string(&path) {
             Ok(text) => check_version(&root, &text)?,
-            Err(e) if e.kind() == ErrorKind::NotFound => start(&root, &path)?,
+            Err(e) if e.kind() == ErrorKind::NotFound => start(&root, &path, shared)?,
             Err(e) => return Err(e).at("read", &path),
         }
-        Ok(Layout { root })
+        let access = Access::of(&fs::metadata(&root).at("inspect", &root)?);
+        Ok(Layout { root, access })
     }
 
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Makes one directory, whatever the umask; one that is there stays as it is,
+    /// which gives `false`.
+    pub fn make_dir(&self, dir: &Path) -> Result<bool> {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Ok(()) => {
+                loss::named(dir, None);
+                tree::set_mode(dir, self.access.dir()).map(|()| true)
+            }
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e).at("create", dir),
+        }
+    }
+
+    /// Opens a file for reading and writing, or appending, by everybody whose cache this is; makes
+    /// it when there is none. A link is not followed.
+    pub fn open_file(&self, path: &Path, append: bool) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(!append).append(append).mode(self.access.file());
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+        if !self.access.is_shared() {
+            return options.create(true).open(path);
+        }
+        loop {
+            match options.open(path) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                result => return result,
+            }
+            // Under its name it has its mode from the beginning, so that others can open it.
+            let staged = self.staging();
+            let file = options.clone().create_new(true).open(&staged)?;
+            let named = self.access.admit(&file);
+            let named = named.and_then(|()| store::rename_new(&staged, path, Kind::File));
+            match named {
+                Ok(()) => return Ok(file),
+                Err(e) => {
+                    let _ = fs::remove_file(&staged);
+                    if e.kind() != ErrorKind::AlreadyExists {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes a small file whole or not at all, in place of what is there.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        // Beside it, which is the same disk whatever is mounted where.
+        let staged = path.with_file_name(format!(".{}.tmp", unique()));
+        let write = || {
+            let mut file = File::create_new(&staged)?;
+            self.access.admit(&file)?;
+            file.write_all(bytes)
+        };
+        let clean = |_: &io::Error| drop(fs::remove_file(&staged));
+        write().inspect_err(clean).at("write", path)?;
+        fs::rename(&staged, path).inspect_err(clean).at("create", path)
     }
 
     pub fn dir(&self, name: &str) -> PathBuf {
@@ -127,7 +211,27 @@ impl Layout {
     pub fn discard(&self, path: &Path) -> Result<()> {
         let Some(moved) = self.to_trash(path)? else { return Ok(()) };
         crash_point!("discard.after-move");
-        tree::remove(&moved)
+        self.unlink(&moved)
+    }
+
+    /// Removes something from the trash. Others empty it too, so parts of it may go meanwhile. What
+    /// only another member of the group may remove stays there until that one starts the next time.
+    pub fn unlink(&self, moved: &Path) -> Result<()> {
+        for _ in 0..20 {
+            if tree::remove(moved).is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        match tree::remove(moved) {
+            Err(_) if !moved.exists() => Ok(()),
+            Err(Error::Io { cause, .. })
+                if self.access.is_shared() && cause.kind() == ErrorKind::PermissionDenied =>
+            {
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Moves what is at `path` out of the way; gives where it is now, to be removed, or `None`
@@ -136,8 +240,10 @@ impl Layout {
         let to = self.root.join("trash").join(unique());
         if path.is_dir() && !path.is_symlink() {
             // A read-only directory cannot be moved to another parent.
-            match tree::set_mode(path, 0o700) {
+            match tree::set_mode(path, self.access.dir()) {
                 Err(_) if !path.exists() => return Ok(None),
+                // Another member's; it is writable by its mode.
+                Err(_) if self.access.is_shared() => {}
                 result => result?,
             }
         }
@@ -174,33 +280,6 @@ impl Layout {
     }
 }
 
-/// Makes one directory of mode 0700, whatever the umask; one that is there stays as it is.
-pub(crate) fn private_dir(dir: &Path) -> Result<()> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => {
-            loss::named(dir, None);
-            tree::set_mode(dir, 0o700)
-        }
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(e).at("create", dir),
-    }
-}
-
-/// Does `make` and, when a directory above the file is missing, makes that and tries again.
-pub(crate) fn with_parent<T>(
-    path: &Path,
-    doing: &'static str,
-    make: impl Fn() -> io::Result<T>,
-) -> Result<T> {
-    match make() {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            private_dir(path.parent().expect("a path below the root"))?;
-            make().at(doing, path)
-        }
-        result => result.at(doing, path),
-    }
-}
-
 /// A name nobody else uses: process, time, count.
 pub(crate) fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -221,7 +300,7 @@ fn check_version(root: &Path, text: &str) -> Result<()> {
 }
 
 /// Makes an empty directory a cache. Another process may be doing the same.
-fn start(root: &Path, version: &Path) -> Result<()> {
+fn start(root: &Path, version: &Path, shared: bool) -> Result<()> {
     let mut names = Vec::new();
     for item in fs::read_dir(root).at("list", root)? {
         names.push(item.at("list", root)?.file_name().to_string_lossy().into_owned());
@@ -230,9 +309,14 @@ fn start(root: &Path, version: &Path) -> Result<()> {
     if !started && names.iter().any(|n| !n.starts_with(".version-")) {
         return Err(Error::NotACache { path: root.to_path_buf() });
     }
-    tree::set_mode(root, 0o700)?;
+    access::begin(root, shared).at("set the mode of", root)?;
     let tmp = root.join(format!(".version-{}", unique()));
-    fs::write(&tmp, format!("{WORDS}{VERSION}\n")).at("write", &tmp)?;
+    let write = || {
+        let mut file = File::create_new(&tmp)?;
+        file.write_all(format!("{WORDS}{VERSION}\n").as_bytes())?;
+        Access::of(&fs::metadata(root)?).admit(&file)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&tmp))).at("write", &tmp)?;
     loss::wrote(&tmp);
     // Before anything else is in the directory: a cache whose version is lost or empty would be
     // opened by nobody.

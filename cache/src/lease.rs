@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::cache::Cache;
@@ -32,34 +32,34 @@ pub(crate) struct Lock(File);
 impl Lock {
     /// Keeps gc from deciding. For moments, and never two at once by one thread.
     pub fn shared(layout: &Layout) -> Result<Lock> {
-        Lock::wait(&layout.gc_lock(), FlockOperation::LockShared)
+        Lock::wait(layout, &layout.gc_lock(), FlockOperation::LockShared)
     }
 
     /// Keeps everybody from noting a use.
     pub fn exclusive(layout: &Layout) -> Result<Lock> {
-        Lock::wait(&layout.gc_lock(), FlockOperation::LockExclusive)
+        Lock::wait(layout, &layout.gc_lock(), FlockOperation::LockExclusive)
     }
 
     /// The right to collect, which one process has at a time. `on_wait` is called when another
     /// has it.
     pub fn turn(layout: &Layout, on_wait: impl FnOnce()) -> Result<Lock> {
         let path = layout.gc_turn();
-        match Lock::attempt(&path, FlockOperation::NonBlockingLockExclusive)? {
+        match Lock::attempt(layout, &path, FlockOperation::NonBlockingLockExclusive)? {
             Some(lock) => Ok(lock),
             None => {
                 on_wait();
-                Lock::wait(&path, FlockOperation::LockExclusive)
+                Lock::wait(layout, &path, FlockOperation::LockExclusive)
             }
         }
     }
 
     /// Keeps a gc from starting; `None` while one is at work.
     fn no_turn(layout: &Layout) -> Result<Option<Lock>> {
-        Lock::attempt(&layout.gc_turn(), FlockOperation::NonBlockingLockShared)
+        Lock::attempt(layout, &layout.gc_turn(), FlockOperation::NonBlockingLockShared)
     }
 
-    fn wait(path: &Path, operation: FlockOperation) -> Result<Lock> {
-        let file = lock_file(path)?;
+    fn wait(layout: &Layout, path: &Path, operation: FlockOperation) -> Result<Lock> {
+        let file = layout.open_file(path, false).at("open", path)?;
         loop {
             match flock(&file, operation) {
                 Err(Errno::INTR) => {}
@@ -68,8 +68,8 @@ impl Lock {
         }
     }
 
-    fn attempt(path: &Path, operation: FlockOperation) -> Result<Option<Lock>> {
-        let file = lock_file(path)?;
+    fn attempt(layout: &Layout, path: &Path, operation: FlockOperation) -> Result<Option<Lock>> {
+        let file = layout.open_file(path, false).at("open", path)?;
         match flock(&file, operation) {
             Err(Errno::WOULDBLOCK) => Ok(None),
             result => result.map(|()| Some(Lock(file))).at("lock", path),
@@ -82,12 +82,6 @@ impl Drop for Lock {
         // Explicitly, since a child between fork and exec still shares the open file.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
-}
-
-fn lock_file(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).at("open", path)
 }
 
 /// What a process uses: no gc removes it before the lease is dropped or the process ends.
@@ -115,6 +109,7 @@ impl Cache {
         let mut file = options.open(&path).at("create", &path)?;
         crash_point!("lease.before-lock");
         flock(&file, FlockOperation::NonBlockingLockExclusive).at("lock", &path)?;
+        layout.access().admit(&file).at("set the mode of", &path)?;
         let line = format!("{} {who}\n", std::process::id());
         file.write_all(line.as_bytes()).at("write", &path)?;
         drop(lock);
@@ -166,10 +161,7 @@ impl Holds<'_> {
 
     /// Notes digests, to be called before their objects get their names or are found to be there.
     pub fn add(&self, digests: &[Digest]) -> Result<()> {
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600);
-        options.custom_flags(OFlags::NOFOLLOW.bits() as i32);
-        let file = options.open(&self.path).at("open", &self.path)?;
+        let file = self.layout.open_file(&self.path, true).at("open", &self.path)?;
         note(self.layout, &file, &self.path, digests)
     }
 }

@@ -2,7 +2,7 @@
 //! user share. Knows no steps, no YAML, no devices.
 //!
 //! ```text
-//! <root>/                  the user's alone (0700)
+//! <root>/                  the user's alone (0700), or a group's (02770)
 //!   version                the layout's
 //!   entries/aa/<key>       truth: one sealed text a key, created once by a link that never replaces
 //!   objects/aa/<digest>    read-only files and directories, whole or absent
@@ -13,6 +13,7 @@
 //!   pins/<key>             what stays whatever is collected, and why
 //!   divergences/<key>/     results that differ from the entry, as evidence
 //!   runs/                  the engine's records
+//!   delivered/             the engine's marks of what it wrote outside
 //!   index/                 SQLite; a copy, to be deleted at will
 //!   uploads/<remote>/      what is on its way to a remote, or did not get there
 //!   staging/ trash/        not yet, and no more
@@ -22,6 +23,7 @@
 //! [`Committer::publish`]; afterwards [`Cache::lookup`] gives its [`Entry`]. Bytes are durable
 //! before the entry that names them; the entry before its row in the index.
 
+mod access;
 mod attempt;
 mod bytes;
 mod cache;
@@ -30,12 +32,14 @@ mod claim;
 mod commit;
 pub mod crash;
 mod digest;
+pub mod disk;
 mod entry;
 mod error;
 pub mod gc;
 mod index;
 mod layout;
 mod lease;
+mod leftovers;
 mod loss;
 mod parts;
 mod pins;

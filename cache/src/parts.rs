@@ -15,12 +15,12 @@ use safetensors::tensor::Metadata as Header;
 use crate::crash_point;
 use crate::digest::{Digest, PIECE};
 use crate::error::{At, Error, Result};
-use crate::layout::{Layout, private_dir};
+use crate::layout::Layout;
 use crate::lease::{Holds, Lock};
 use crate::recipe::{Part, Recipe};
 use crate::stat::Stamp;
 use crate::store;
-use crate::tree::Kind;
+use crate::tree::{self, Kind};
 
 /// A tensor smaller than this is not worth a file of its own.
 const LEAST: u64 = 16 << 10;
@@ -169,7 +169,7 @@ fn hash_range(file: &File, at: u64, bytes: u64, whole: &mut blake3::Hasher) -> i
 /// Writes a recipe under its name; one that is there and right stays.
 pub(crate) fn put_recipe(layout: &Layout, recipe: &Recipe) -> Result<()> {
     let target = layout.recipe(&recipe.digest);
-    private_dir(target.parent().expect("recipes are in shards"))?;
+    layout.make_dir(target.parent().expect("recipes are in shards"))?;
     let staged = layout.staging();
     fs::write(&staged, recipe.render())
         .and_then(|()| fs::set_permissions(&staged, fs::Permissions::from_mode(0o444)))
@@ -203,16 +203,13 @@ fn complete(layout: &Layout, digest: &Digest) -> bool {
 }
 
 pub(crate) fn present(layout: &Layout, part: &Part) -> bool {
-    crate::tree::measure(&layout.object(&part.digest)) == Some((Kind::File, part.bytes))
+    tree::measure(&layout.object(&part.digest)) == Some((Kind::File, part.bytes))
 }
 
 /// The recipe of `digest`, or what is wrong with it; `None` when there is none.
 pub(crate) fn read(layout: &Layout, digest: &Digest) -> Result<Option<Recipe>> {
     let path = layout.recipe(digest);
-    let text = match fs::read(&path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result.at("read", &path)?,
-    };
+    let Some((text, _)) = tree::read_plain(&path)? else { return Ok(None) };
     let damaged = |what: String| Error::Damaged { path: path.clone(), what };
     let text = String::from_utf8(text).map_err(|_| damaged("it is not UTF-8".into()))?;
     Recipe::parse(&text, digest).map(Some).map_err(damaged)
@@ -223,13 +220,17 @@ pub(crate) fn check(layout: &Layout, recipe: &Recipe) -> Result<()> {
     let mut whole = blake3::Hasher::new();
     for part in recipe.parts() {
         let path = layout.object(&part.digest);
-        let file = match File::open(&path) {
+        let file = match tree::open_plain(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(Error::Missing { digest: part.digest, path });
             }
             result => result.at("open", &path)?,
         };
-        let size = file.metadata().at("inspect", &path)?.len();
+        let meta = file.metadata().at("inspect", &path)?;
+        let size = meta.len();
+        if !meta.is_file() {
+            return Err(Error::Damaged { path, what: "it is no file".into() });
+        }
         let found = hash_range(&file, 0, size, &mut whole).at("read", &path)?;
         if (found, size) != (part.digest, part.bytes) {
             let what = format!("their digest is `{found}`");
@@ -248,13 +249,17 @@ pub(crate) fn check(layout: &Layout, recipe: &Recipe) -> Result<()> {
 pub(crate) fn assemble(layout: &Layout, recipe: &Recipe, to: &Path) -> Result<()> {
     let out = File::create_new(to).at("create", to)?;
     let mut at = 0;
-    for part in recipe.parts() {
-        let path = layout.object(&part.digest);
-        let file = File::open(&path).at("open", &path)?;
-        copy_range(&file, 0, &out, at, part.bytes).at("copy into", to)?;
-        at += part.bytes;
-    }
-    Ok(())
+    let mut copy = || -> Result<()> {
+        for part in recipe.parts() {
+            let path = layout.object(&part.digest);
+            let file = tree::open_plain(&path).at("open", &path)?;
+            copy_range(&file, 0, &out, at, part.bytes).at("copy into", to)?;
+            at += part.bytes;
+        }
+        Ok(())
+    };
+    // Half a file is of no use, and on a full disk in the way.
+    copy().inspect_err(|_| drop(fs::remove_file(to)))
 }
 
 /// Copies without passing through this process where the kernel can, sharing blocks where the file

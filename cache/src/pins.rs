@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::Cache;
 use crate::crash_point;
 use crate::digest::Key;
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::lease::Lock;
 use crate::loss;
 use crate::sealed;
@@ -41,6 +42,7 @@ impl Cache {
         let (path, staged) = (self.layout().pin(key), self.layout().staging());
         let write = || {
             let mut file = File::create_new(&staged)?;
+            self.layout().access().admit(&file)?;
             file.write_all(sealed::seal(KIND, VERSION, &(body + "\n")).as_bytes())?;
             loss::wrote(&staged);
             tree::sync_one(&staged)
@@ -48,6 +50,9 @@ impl Cache {
         write().inspect_err(|_| drop(fs::remove_file(&staged))).at("write", &staged)?;
         let lock = Lock::shared(self.layout())?;
         let new = !path.exists();
+        if path.is_dir() {
+            self.layout().discard(&path)?; // somebody's mistake; a pin it is all the same
+        }
         crash_point!("pin.before-rename");
         loss::replacing(&path);
         fs::rename(&staged, &path).at("create", &path)?;
@@ -89,12 +94,8 @@ impl Cache {
             else {
                 continue;
             };
-            let bytes = match fs::read(item.path()) {
-                Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                result => result.at("read", &item.path())?,
-            };
             let damaged = || Pin { key, reason: "(the pin is damaged)".into(), since: 0 };
-            pins.push(parse(&bytes).filter(|pin| pin.key == key).unwrap_or_else(damaged));
+            pins.extend(read(&item.path(), &key)?.map(|pin| pin.unwrap_or_else(|_| damaged())));
         }
         pins.sort_by_key(|pin| pin.key);
         Ok(pins)
@@ -119,7 +120,23 @@ impl Cache {
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Pin> {
-    let body = sealed::open(KIND, VERSION, std::str::from_utf8(bytes).ok()?).ok()?;
-    serde_json::from_str(body).ok()
+/// The pin at `path`, or what is wrong with it; `None` when there is none.
+pub(crate) fn read(path: &Path, key: &Key) -> Result<Option<Result<Pin, String>>> {
+    let bytes = match tree::read_plain(path) {
+        Ok(None) => return Ok(None),
+        Ok(Some((bytes, _))) => bytes,
+        Err(Error::Damaged { what, .. }) => return Ok(Some(Err(what))),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(parse(&bytes, key)))
+}
+
+fn parse(bytes: &[u8], key: &Key) -> Result<Pin, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_string())?;
+    let body = sealed::open(KIND, VERSION, text)?;
+    let pin: Pin = serde_json::from_str(body).map_err(|e| e.to_string())?;
+    match pin.key == *key {
+        true => Ok(pin),
+        false => Err(format!("it is the pin of another key, `{}`", pin.key)),
+    }
 }

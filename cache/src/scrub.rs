@@ -48,7 +48,7 @@ pub struct Scrubbed {
 type Needs = HashMap<Digest, Vec<(Key, String)>>;
 
 impl Cache {
-    /// Reads every entry, recipe and object; `on_progress` gets the bytes read and to be read, from
+    /// Reads every entry, recipe, object, pin and attempt; `on_progress` gets the bytes read and to be read, from
     /// any thread. What appears or goes meanwhile counts for nothing.
     ///
     /// # Errors
@@ -60,15 +60,17 @@ impl Cache {
         scrub.recipes(&mut needs)?;
         scrub.objects(&needs, on_progress)?;
         scrub.incomplete(&needs)?;
+        scrub.pins()?;
+        scrub.attempts()?;
         scrub.done.damage.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(scrub.done)
     }
 }
 
-struct Scrub<'a> {
-    cache: &'a Cache,
-    repair: bool,
-    done: Scrubbed,
+pub(crate) struct Scrub<'a> {
+    pub cache: &'a Cache,
+    pub repair: bool,
+    pub done: Scrubbed,
 }
 
 impl Scrub<'_> {
@@ -92,9 +94,14 @@ impl Scrub<'_> {
         }
         for (key, path) in divergence_files(self.cache)? {
             let before = stamp(&path);
-            let Ok(bytes) = fs::read(&path) else { continue };
-            let text = String::from_utf8(bytes).unwrap_or_default();
-            if let Err(what) = Entry::parse(&text, &key) {
+            let parsed = match judged(tree::read_plain(&path))? {
+                Ok(None) => continue,
+                Ok(Some((bytes, _))) => {
+                    Entry::parse(&String::from_utf8(bytes).unwrap_or_default(), &key).map(|_| ())
+                }
+                Err(what) => Err(what),
+            };
+            if let Err(what) = parsed {
                 self.found(path, before, what, vec![(key, String::new())])?;
             }
         }
@@ -180,7 +187,7 @@ impl Scrub<'_> {
         Ok(())
     }
 
-    fn found(
+    pub fn found(
         &mut self,
         path: PathBuf,
         before: Option<Stamp>,
@@ -206,12 +213,12 @@ impl Scrub<'_> {
         let moved = layout.to_trash(path)?;
         crash_point!("repair.after-move");
         drop(lock);
-        moved.iter().try_for_each(|moved| tree::remove(moved))?;
+        moved.iter().try_for_each(|moved| layout.unlink(moved))?;
         Ok(true)
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
     Some(Stamp::of(&fs::symlink_metadata(path).ok()?))
 }
 

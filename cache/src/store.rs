@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::crash_point;
 use crate::digest::Digest;
 use crate::error::{At, Error, Result};
-use crate::layout::{Layout, private_dir};
+use crate::layout::Layout;
 use crate::lease::{Holds, Lock};
 use crate::loss;
 use crate::parts;
@@ -26,7 +26,7 @@ pub(crate) struct Stored {
 /// Moves `path`, a file or directory inside `within`, into the store. Not durable yet.
 pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored> {
     let path = &inside(path, within)?;
-    let kind = tree::freeze(path)?;
+    let kind = tree::freeze(path, layout.access())?;
     let holds = Holds::of(layout, within);
     if kind == Kind::File
         && let Some(stored) = put_in_parts(layout, path, &holds)?
@@ -46,7 +46,7 @@ pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored>
 
 /// Puts a file of tensors away in parts; `None` for any other file.
 fn put_in_parts(layout: &Layout, path: &Path, holds: &Holds) -> Result<Option<Stored>> {
-    let file = File::open(path).at("open", path)?;
+    let file = tree::open_plain(path).at("open", path)?;
     let bytes = file.metadata().at("inspect", path)?.len();
     let Some(cuts) = parts::cuts(&file, bytes) else { return Ok(None) };
     let digest = parts::put(layout, path, &file, &cuts, holds)?;
@@ -58,21 +58,25 @@ fn put_in_parts(layout: &Layout, path: &Path, holds: &Holds) -> Result<Option<St
 /// the right size and nothing in it.
 pub(crate) fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -> Result<()> {
     let object = layout.object(digest);
-    private_dir(object.parent().expect("objects are in shards"))?;
+    layout.make_dir(object.parent().expect("objects are in shards"))?;
+    let mode = layout.access().object_dir();
     loop {
         // So that nobody who saw damage here removes what gets the name now.
         let lock = Lock::shared(layout)?;
         let renamed = rename_new(path, &object, kind);
         drop(lock);
         match renamed {
-            Ok(()) if kind == Kind::Dir => return tree::set_mode(&object, 0o555),
+            Ok(()) if kind == Kind::Dir => return tree::set_mode(&object, mode),
             Ok(()) => return Ok(()),
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(e).at("move into the store", path);
             }
             Err(_) if check(&object, digest, kind).is_ok() => {
                 if kind == Kind::Dir {
-                    tree::set_mode(&object, 0o555)?;
+                    match tree::set_mode(&object, mode) {
+                        Err(_) if layout.access().is_shared() => {} // another member's
+                        result => result?,
+                    }
                 }
                 return tree::remove(path);
             }

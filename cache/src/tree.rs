@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::access::Access;
 use crate::digest::{self, Digest};
 use crate::error::{At, Error, Result};
 use crate::recipe::{Item, Recipe};
@@ -157,15 +159,44 @@ pub(crate) fn hash_files(
 
 /// Hashes one file by reading it; `meta` is what the caller decided by.
 pub(crate) fn hash_leaf(path: &Path, meta: &Metadata) -> Result<Digest> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(flags.bits() as i32);
-    let file = options.open(path).at("open", path)?;
+    let file = open_plain(path).at("open", path)?;
     let (digest, bytes) = digest::hash_open(&file, path)?;
     if bytes != meta.len() {
         return Err(Error::Changed { path: path.to_path_buf() });
     }
     Ok(digest)
+}
+
+/// Opens for reading what may be anything by now: no link is followed, and nothing is waited for.
+pub(crate) fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
+}
+
+/// Bytes and `stat` of a small file of the cache; `None` when nothing is there.
+///
+/// # Errors
+/// [`Error::Damaged`] for what is no plain file.
+pub(crate) fn read_plain(path: &Path) -> Result<Option<(Vec<u8>, Metadata)>> {
+    let damaged = |what: &str| Error::Damaged { path: path.to_path_buf(), what: what.into() };
+    let mut file = match open_plain(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Of a link, and of a socket.
+        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::LOOP)) => {
+            return Err(damaged("it is a symbolic link"));
+        }
+        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NXIO)) => {
+            return Err(damaged("it is no file"));
+        }
+        result => result.at("open", path)?,
+    };
+    let meta = file.metadata().at("inspect", path)?;
+    if !meta.is_file() {
+        return Err(damaged("it is no file"));
+    }
+    let mut bytes = Vec::with_capacity(meta.len() as usize + 1);
+    file.read_to_end(&mut bytes).at("read", path)?;
+    Ok(Some((bytes, meta)))
 }
 
 /// The kind and the bytes of what is at `path`, without reading it; `None` when nothing is there.
@@ -198,10 +229,11 @@ pub(crate) fn empty_dirs(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Makes files 0444 (0555 with an executable bit) and directories below the top 0555. The top one
-/// stays writable, since a read-only directory cannot be moved to another parent. A file with a
-/// second name is replaced by a copy: the other name is somebody else's.
-pub(crate) fn freeze(path: &Path) -> Result<Kind> {
+/// Makes files 0444 (0555 with an executable bit) and directories below the top read-only, as far
+/// as `access` lets it. The top one stays writable, since a read-only directory cannot be moved to
+/// another parent. A file with a second name is replaced by a copy: the other name is somebody
+/// else's.
+pub(crate) fn freeze(path: &Path, access: Access) -> Result<Kind> {
     let meta = fs::symlink_metadata(path).at("inspect", path)?;
     let kind = kind_of(path, &meta)?;
     match kind {
@@ -211,20 +243,21 @@ pub(crate) fn freeze(path: &Path) -> Result<Kind> {
             }
             set_mode(path, 0o444)?;
         }
-        Kind::Dir => freeze_below(path, &meta)?,
+        Kind::Dir => freeze_below(path, &meta, access)?,
     }
     Ok(kind)
 }
 
-fn freeze_below(dir: &Path, meta: &Metadata) -> Result<()> {
-    if meta.mode() & 0o777 != 0o700 {
-        set_mode(dir, 0o700)?;
+fn freeze_below(dir: &Path, meta: &Metadata, access: Access) -> Result<()> {
+    access.regroup(dir, meta).at("set the group of", dir)?;
+    if meta.mode() & 0o7777 != access.dir() {
+        set_mode(dir, access.dir())?;
     }
     for (path, meta) in list(dir)? {
         match kind_of(&path, &meta)? {
             Kind::Dir => {
-                freeze_below(&path, &meta)?;
-                set_mode(&path, 0o555)?;
+                freeze_below(&path, &meta, access)?;
+                set_mode(&path, access.object_dir())?;
             }
             Kind::File => {
                 if meta.nlink() > 1 {
@@ -243,17 +276,45 @@ fn unshare(path: &Path) -> Result<()> {
     fs::rename(&copy, path).at("replace", path)
 }
 
-/// Removes a file or a directory, read-only ones too; what is not there is no error.
+/// A path longer than this is near the system's limit of 4096.
+const LONG: usize = 2000;
+
+/// Removes a file or a directory, read-only ones too; what is not there, or goes meanwhile because
+/// another process removes it too, is no error.
 pub(crate) fn remove(path: &Path) -> Result<()> {
+    // Programs can nest directories deeper than a path can say: such are first moved up, beside
+    // `path`, where the next one to remove it would find them too.
+    let mut tops = vec![path.to_path_buf()];
+    while let Some(top) = tops.pop() {
+        let up = || path.with_file_name(crate::layout::unique());
+        remove_below(&top, &mut |deep| {
+            let to = up();
+            fs::rename(deep, &to).at("move up", deep)?;
+            tops.push(to);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn remove_below(path: &Path, move_up: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
     let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.is_dir() {
         return gone(fs::remove_file(path)).at("remove", path);
     }
     if meta.mode() & 0o700 != 0o700 {
-        set_mode(path, 0o700)?;
+        // Another's is removed if its group may.
+        let _ = fs::set_permissions(path, Permissions::from_mode(meta.mode() & 0o7777 | 0o700));
     }
-    for item in fs::read_dir(path).at("list", path)? {
-        remove(&item.at("list", path)?.path())?;
+    if path.as_os_str().len() > LONG {
+        return move_up(path);
+    }
+    let items = match fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result.at("list", path)?,
+    };
+    for item in items {
+        remove_below(&item.at("list", path)?.path(), move_up)?;
     }
     gone(fs::remove_dir(path)).at("remove", path)
 }

@@ -6,18 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{ErrorKind, PipeReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::interpolate;
+use crate::mask::Masks;
 use crate::stage::{Cancelled, Context, Ports, Stage};
 
 /// Variables of the user's environment that every command gets.
@@ -105,6 +109,11 @@ struct Work {
 impl Work {
     fn prepare(params: &Params, ctx: &mut Context) -> Result<Work> {
         let dir = ctx.dir().join("work");
+        let place = || format!("cannot prepare {}", dir.display());
+        Work::fill(dir.clone(), params, ctx).with_context(place)
+    }
+
+    fn fill(dir: PathBuf, params: &Params, ctx: &mut Context) -> Result<Work> {
         let _ = fs::remove_dir_all(&dir);
         let mut values = BTreeMap::new();
         for (port, inputs) in &ctx.inputs {
@@ -176,9 +185,15 @@ impl Work {
         process.args(&arguments[1..]).current_dir(&self.dir).stdin(Stdio::null()).env_clear();
         process.envs(PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         process.envs(self.fill_env(&params.env)?).envs(secrets.iter().cloned()).process_group(0);
-        if !secrets.is_empty() {
-            process.stdout(Stdio::piped()).stderr(Stdio::piped());
-        }
+        // One pipe for both, so that nothing is put together of halves in the log.
+        let pipe = match secrets.is_empty() {
+            true => None,
+            false => {
+                let (reader, writer) = std::io::pipe()?;
+                process.stdout(writer.try_clone()?).stderr(writer);
+                Some(reader)
+            }
+        };
         // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
         unsafe {
             process.pre_exec(|| {
@@ -186,15 +201,16 @@ impl Work {
             });
         }
         let mut child = process.spawn().map_err(|error| cannot_run(&arguments[0], &error))?;
-        let masks: Vec<String> = secrets.into_iter().map(|(_, value)| value).collect();
+        drop(process); // and with it this side's end of the pipe
+        let masks = Masks::new(secrets.iter().map(|(_, value)| value.as_str()));
+        let ended = &AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for pipe in [child.stdout.take().map(boxed), child.stderr.take().map(boxed)]
-                .into_iter()
-                .flatten()
-            {
-                scope.spawn(|| masked(pipe, &masks));
+            if let Some(pipe) = pipe {
+                scope.spawn(move || masked(pipe, masks, ended));
             }
-            self.wait(&mut child, ctx)
+            let status = self.wait(&mut child, ctx);
+            ended.store(true, Ordering::SeqCst);
+            status
         })
     }
 
@@ -256,8 +272,12 @@ impl Work {
     }
 
     fn collect(&self, params: &Params, ctx: &mut Context) -> Result<()> {
+        let out = self.dir.join("out");
+        if !params.out.is_empty() && !is_dir(&out) {
+            bail!("the command put something else in the place of its directory `out`");
+        }
         for (port, name) in &params.out {
-            let made = self.dir.join("out").join(name.as_ref().unwrap_or(port));
+            let made = out.join(name.as_ref().unwrap_or(port));
             if made.symlink_metadata().is_err() {
                 bail!(
                     "the command ended well but made no `{}` for its output `{port}`\nhint: write it to `${{out.{port}}}`",
@@ -279,10 +299,6 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn boxed(pipe: impl Read + Send + 'static) -> Box<dyn Read + Send> {
-    Box::new(pipe)
-}
-
 /// Why a program did not start, and what helps.
 fn cannot_run(program: &str, error: &std::io::Error) -> anyhow::Error {
     let hint = match error.kind() {
@@ -300,23 +316,32 @@ fn cannot_run(program: &str, error: &std::io::Error) -> anyhow::Error {
     anyhow::anyhow!("cannot run `{program}`: {error}\nhint: {hint}")
 }
 
-/// Copies `pipe` to the log line by line, without the secrets.
-fn masked(pipe: Box<dyn Read + Send>, masks: &[String]) {
-    use std::io::Write;
-    let mut reader = BufReader::new(pipe);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        let mut text = String::from_utf8_lossy(&line).into_owned();
-        for mask in masks.iter().filter(|mask| !mask.is_empty()) {
-            text = text.replace(mask.as_str(), "***");
+/// Copies `pipe` to the log without the secrets. What the program leaves running may have the other
+/// end open still: it is not waited for once the program has `ended`.
+fn masked(mut pipe: PipeReader, mut masks: Masks, ended: &AtomicBool) {
+    let mut piece = vec![0; 64 << 10];
+    let soon = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    loop {
+        let last = ended.load(Ordering::SeqCst);
+        let ready = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&soon));
+        match ready {
+            Ok(0) if last => break,
+            Ok(0) | Err(Errno::INTR) => continue,
+            _ => {}
         }
-        let _ = std::io::stderr().write_all(text.as_bytes());
-        line.clear();
+        let told = match pipe.read(&mut piece) {
+            Ok(n) if n > 0 => masks.take(&piece[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            _ => break,
+        };
+        let _ = std::io::stderr().write_all(&told);
     }
+    let _ = std::io::stderr().write_all(&masks.end());
 }
 
 fn newest_change(dir: &Path) -> Option<SystemTime> {
-    let items = fs::read_dir(dir).ok()?;
+    // Links are not followed: they may lead out, or round and round.
+    let items = fs::read_dir(dir).ok().filter(|_| is_dir(dir))?;
     let of = |path: PathBuf| {
         let own = path.symlink_metadata().ok()?.modified().ok()?;
         Some(newest_change(&path).map_or(own, |inner| inner.max(own)))
@@ -324,9 +349,17 @@ fn newest_change(dir: &Path) -> Option<SystemTime> {
     items.flatten().filter_map(|item| of(item.path())).max()
 }
 
+fn is_dir(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.is_dir())
+}
+
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for item in fs::read_dir(from)? {
+    if !is_dir(from) {
+        bail!("{} is no directory", from.display());
+    }
+    let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
+    fs::create_dir_all(to).with_context(cannot)?;
+    for item in fs::read_dir(from).with_context(cannot)? {
         let (item, kind) = {
             let item = item?;
             let kind = item.file_type()?;
@@ -336,7 +369,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         if kind.is_dir() {
             copy_tree(&item.path(), &target)?;
         } else if kind.is_file() {
-            reflink_copy::reflink_or_copy(item.path(), &target)?;
+            reflink_copy::reflink_or_copy(item.path(), &target).with_context(cannot)?;
         }
     }
     Ok(())

@@ -162,4 +162,28 @@ pub struct Summary {
     pub saved_s: f64,
     /// Stopped by the user.
     pub interrupted: bool,
+    /// What the remote cache was good for, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Shared>,
+}
+
+/// Totals of a run with a remote cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Its name, without credentials.
+    pub remote: String,
+    /// Results that came from it.
+    pub hits: usize,
+    /// Results it did not have, or whose entry was not believed.
+    pub misses: usize,
+    /// Questions without an answer.
+    pub unanswered: usize,
+    /// Bytes that came.
+    pub fetched_bytes: u64,
+    /// Results that were sent.
+    pub uploads_done: usize,
+    /// Results that could not be sent.
+    pub uploads_failed: usize,
+    /// Bytes that were sent.
+    pub sent_bytes: u64,
 }

@@ -24,6 +24,7 @@ pub mod interop;
 pub mod interpolate;
 pub mod key;
 pub mod lookup;
+mod mask;
 pub mod outputs;
 pub mod plan;
 pub mod pool;

@@ -33,22 +33,23 @@ pub fn deliver(output: &Output, plan: &Plan, steps: &[Settled], cache: &Cache) -
 }
 
 fn place(artifact: &Artifact, to: &Path, cache: &Cache) -> Result<bool> {
-    let mark = cache
-        .root()
-        .join("delivered")
-        .join(Digest::of(to.as_os_str().as_encoded_bytes()).to_string());
+    let mark = cache.marks_dir().join(Digest::of(to.as_os_str().as_encoded_bytes()).to_string());
+    let mut marked = artifact.digest.to_string();
     if to.symlink_metadata().is_ok() {
         let (digest, ..) = cache::hash_path(to)?;
         if digest == artifact.digest {
             return Ok(false);
         }
-        let ours = fs::read_to_string(&mark).is_ok_and(|text| text == digest.to_string());
-        if !ours {
+        let digest = digest.to_string();
+        let ours = fs::read_to_string(&mark);
+        if !ours.is_ok_and(|text| text.lines().any(|line| line == digest)) {
             bail!(
                 "{} is there already and was not written by this pipeline (or was changed since)\nhint: move it away, or change `to`",
                 to.display()
             );
         }
+        // It stays ours until the new one is in its place.
+        marked = format!("{marked}\n{digest}");
     }
     if !cache.present(artifact) {
         bail!(
@@ -59,17 +60,36 @@ fn place(artifact: &Artifact, to: &Path, cache: &Cache) -> Result<bool> {
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let tmp = beside(to);
     cache.check(artifact)?;
-    let _ = fs::remove_file(&tmp);
-    let from = cache.whole(artifact, || tmp.clone())?;
-    copy(&from, &tmp, artifact.kind).with_context(|| format!("cannot write {}", tmp.display()))?;
-    // The mark goes first: a crash in between leaves a file that counts as not ours, at worst.
-    fs::create_dir_all(mark.parent().unwrap_or(Path::new("/")))?;
-    fs::write(&mark, artifact.digest.to_string())?;
-    if to.is_dir() {
-        fs::remove_dir_all(to)?;
-    }
-    fs::rename(&tmp, to).with_context(|| format!("cannot write {}", to.display()))?;
+    remove(&tmp)?;
+    let put = || -> Result<()> {
+        let cannot = || format!("cannot write {}", tmp.display());
+        let from = cache.whole(artifact, || tmp.clone())?;
+        copy(&from, &tmp, artifact.kind).map_err(|e| full(e, to)).with_context(cannot)?;
+        // The mark goes first: a crash in between leaves a file that is known all the same.
+        cache.write(&mark, marked.as_bytes())?;
+        if to.is_dir() {
+            remove(to)?;
+        }
+        fs::rename(&tmp, to).with_context(|| format!("cannot write {}", to.display()))
+    };
+    put().inspect_err(|_| drop(remove(&tmp)))?;
     Ok(true)
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The error, with what helps if the disk at `to` is full.
+fn full(error: std::io::Error, to: &Path) -> anyhow::Error {
+    match cache::disk::trouble(to) {
+        Some(full) => anyhow::anyhow!("{error}: {full}"),
+        None => error.into(),
+    }
 }
 
 fn beside(to: &Path) -> PathBuf {

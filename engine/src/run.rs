@@ -72,7 +72,7 @@ impl Record {
         build: &str,
     ) -> Result<Record> {
         let now = now();
-        let (id, dir) = new_dir(&cache.runs_dir(), now as u64)?;
+        let (id, dir) = new_dir(cache, now as u64)?;
         let info = Info {
             id,
             pipeline: plan.name.clone(),
@@ -85,7 +85,7 @@ impl Record {
         };
         let write = |name: &str, bytes: Vec<u8>| {
             let path = dir.join(name);
-            fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+            cache.write(&path, &bytes)
         };
         write("plan.json", serde_json::to_vec(plan)?)?;
         for (i, (path, text)) in sources.iter().enumerate() {
@@ -124,15 +124,14 @@ pub fn now() -> f64 {
 }
 
 /// A fresh directory named by time; a second run in the same second gets another suffix.
-fn new_dir(runs: &Path, seconds: u64) -> Result<(String, PathBuf)> {
+fn new_dir(cache: &Cache, seconds: u64) -> Result<(String, PathBuf)> {
+    let runs = cache.runs_dir();
     for attempt in 0..1000u32 {
         let salt = blake3_short(&format!("{}-{attempt}", std::process::id()));
         let id = format!("{}-{salt}", timestamp(seconds));
         let dir = runs.join(&id);
-        match fs::create_dir(&dir) {
-            Ok(()) => return Ok((id, dir)),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
-            Err(e) => return Err(e).with_context(|| format!("cannot create {}", dir.display())),
+        if cache.make_dir(&dir)? {
+            return Ok((id, dir));
         }
     }
     anyhow::bail!("cannot find a free name for this run in {}", runs.display())
@@ -181,8 +180,10 @@ impl Past {
         let plan = serde_json::from_slice(&read("plan.json")?)?;
         let events = match File::open(dir.join(EVENTS)) {
             Ok(file) => BufReader::new(file)
-                .lines()
-                .filter_map(|line| serde_json::from_str(&line.ok()?).ok())
+                // One that cannot be read ends it: it would fail for ever.
+                .split(b'\n')
+                .map_while(Result::ok)
+                .filter_map(|line| serde_json::from_slice(&line).ok())
                 .collect(),
             Err(_) => Vec::new(),
         };

@@ -37,6 +37,10 @@ pub fn main(store: &Path, registry: Registry, build: &str) -> Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     let cache = Cache::open(store)?;
+    if cache.is_shared() {
+        // What programs leave here is the group's to read and to remove.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    }
     serve(UnixStream::from(socket), &cache, registry, build, true)
 }
 
@@ -111,7 +115,7 @@ impl Job<'_> {
         match result {
             Ok(Ok((outputs, log))) => Answer::Done { outputs, log },
             Ok(Err(error)) => {
-                Answer::Failed { failure: kind_of(&error), message: format!("{error:#}") }
+                Answer::Failed { failure: kind_of(&error), message: explained(&error, dir) }
             }
             Err(_) => Answer::Failed { failure: Failure::Panic, message: kept_panic() },
         }
@@ -145,10 +149,11 @@ impl Job<'_> {
             redirect(&dir.join(LOG))?;
         }
         let mut ctx = self.context(dir, cancel)?;
+        let started = Instant::now();
         (stage.run)(&self.frozen.params, &mut ctx)?;
         ctx.checkpoint_wait()?;
         ctx.check_cancelled()?;
-        self.publishable(&attempt, &ctx)
+        self.publishable(&attempt, &ctx, started.elapsed().as_secs_f64())
     }
 
     fn context(&self, dir: &Path, cancel: &Arc<AtomicBool>) -> Result<Context> {
@@ -187,7 +192,7 @@ impl Job<'_> {
     }
 
     /// Checks that every port was served and moves the artifacts into the store.
-    fn publishable(&self, attempt: &Attempt, ctx: &Context) -> Result<Absorbed> {
+    fn publishable(&self, attempt: &Attempt, ctx: &Context, seconds: f64) -> Result<Absorbed> {
         let stage = self.registry.get(&self.frozen.stage).map(|stage| (stage.ports)().outputs);
         let optional =
             |port: &str| stage.into_iter().flatten().any(|o| o.name == port && o.optional);
@@ -200,17 +205,19 @@ impl Job<'_> {
         made.sort();
         let mut outputs = Vec::with_capacity(made.len());
         for item in &made {
-            if !item.path.exists() {
+            if item.path.symlink_metadata().is_err() {
                 bail!("output `{}` was declared as {}, but it is not there", item.port, item.name);
             }
             let absorbed = attempt.absorb(&item.port, item.index, &item.name, &item.path);
             outputs.push(absorbed.with_context(|| format!("output `{}`", item.port))?);
         }
         let log = attempt.dir.join(LOG);
-        let log = match std::fs::metadata(&log) {
-            Ok(meta) if meta.len() > 0 => {
+        let log = match std::fs::symlink_metadata(&log) {
+            Ok(meta) if meta.is_file() && meta.len() > 0 => {
                 let copy = attempt.dir.join("log.kept");
-                std::fs::copy(&log, &copy)?;
+                // A program may have put a link there, which is not written through.
+                let _ = std::fs::remove_file(&copy);
+                std::fs::copy(&log, &copy).context("cannot keep the log")?;
                 Some(attempt.absorb_log(&copy)?)
             }
             _ => None,
@@ -218,7 +225,7 @@ impl Job<'_> {
         attempt.finish(&Finished {
             outputs: outputs.clone(),
             log,
-            provenance: serde_json::Value::Null,
+            provenance: serde_json::json!({ "seconds": seconds }),
         })?;
         Ok((outputs, log))
     }
@@ -230,6 +237,15 @@ fn assembled(dir: &Path, port: &str, i: usize, name: &str) -> PathBuf {
     // What cannot be made is told by whoever writes into it.
     let _ = std::fs::create_dir_all(&folder);
     folder.join(name)
+}
+
+/// An error in words, with what helps when it happened on a full disk.
+fn explained(error: &anyhow::Error, dir: &Path) -> String {
+    let text = format!("{error:#}");
+    match cache::disk::trouble(dir) {
+        Some(full) if !text.contains("the disk at `") => format!("{text}; {full}"),
+        _ => text,
+    }
 }
 
 /// The kind of failure a stage's error stands for.

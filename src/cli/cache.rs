@@ -23,6 +23,8 @@ pub enum Cache {
     Verify(Verify),
     /// Make the index anew from the entries
     Rebuild(Rebuild),
+    /// Make a key to sign what is pushed to a remote
+    Keygen(super::Keygen),
 }
 
 /// Which cache.
@@ -45,8 +47,8 @@ pub enum Sort {
 
 #[derive(Args)]
 #[command(
-    after_help = "`shared` is what other results need too: evicting one of them does not win it. What is evicted has an
-entry and no bytes: it is a hit, and is made again when a step that runs needs its bytes.
+    after_help = "`shared` is what other results need too: evicting one of them does not win it. What is evicted
+has an entry and no bytes: it is a hit, and is made again when a step that runs needs its bytes.
 
 Examples:
   pipe cache ls
@@ -68,10 +70,11 @@ pub struct Ls {
 
 #[derive(Args)]
 #[command(
-    after_help = "Pins, results of the newest runs of each pipeline and what running processes use stay whatever is asked.
-Of the rest goes what was not used for `--older-than`; then, while there is more than `--max-size`, what
-costs the fewest seconds for each byte won. Entries stay: what is evicted is a hit still, and is made
-again only when a step that runs needs its bytes. It is safe beside running work.
+    after_help = "Pins, results of the newest runs of each pipeline file and what running processes use stay
+whatever is asked. Of the rest goes what was not used for `--older-than`; then, while there is more
+than `--max-size`, what costs the fewest seconds for each byte won. Entries stay: what is evicted
+is a hit still, and is made again only when a step that runs needs its bytes. It is safe beside
+running work.
 
 Examples:
   pipe cache gc --max-size 200GB --dry-run
@@ -157,8 +160,8 @@ pub struct Du {
 
 #[derive(Args)]
 #[command(
-    after_help = "The exit code is 1 when something is damaged and was not moved away. What was is made again when a
-step needs it, by whoever makes it.
+    after_help = "The exit code is 1 when something is damaged and was not moved away. What was moved away is made
+again when a step needs it.
 
 Examples:
   pipe cache verify
@@ -177,8 +180,8 @@ pub struct Verify {
 
 #[derive(Args)]
 #[command(
-    after_help = "The index is a copy of what the entries say, and when each was last used. It may be deleted at any time;
-this makes a good one at once.
+    after_help = "The index is a copy of what the entries say, and when each was last used. It may be deleted
+whenever nothing runs; this makes a good one at once.
 
 Example:
   pipe cache rebuild"

@@ -18,6 +18,8 @@ mod log;
 mod man;
 mod model_of;
 mod plan;
+mod push;
+mod remote;
 mod report;
 mod run;
 mod runs;
@@ -31,6 +33,7 @@ mod why;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::cache::Cache;
 use anyhow::{Context as _, Result, bail};
@@ -47,6 +50,9 @@ const EMBEDDED: (&str, &str) = ("mohawk.yaml", include_str!("../../pipelines/moh
 /// Build of this binary: what leader and worker compare.
 pub const BUILD: &str = concat!("pipe ", env!("CARGO_PKG_VERSION"));
 
+/// Whether the cache is to be a group's.
+static SHARED: AtomicBool = AtomicBool::new(false);
+
 /// An error of what the user wrote (exit code 2): pipeline, arguments.
 #[derive(Debug)]
 pub struct Wrong(pub String);
@@ -61,10 +67,13 @@ impl std::error::Error for Wrong {}
 
 /// Runs the verb.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    SHARED.store(cli.shared_cache, Ordering::Relaxed);
     match cli.verb {
         Verb::Init(args) => init::init(args),
         Verb::Run(args) => run::run(args),
         Verb::Plan(args) => plan::plan(args),
+        Verb::Push(args) => push::push(args),
+        Verb::Pull(args) => push::pull(args),
         Verb::Check(args) => check::check(args),
         Verb::Graph(args) => graph::graph(args),
         Verb::Why(args) => why::why(args),
@@ -121,7 +130,11 @@ pub fn open_cache(wanted: Option<&Path>) -> Result<Cache> {
         None => default_cache()?,
     };
     let root = std::path::absolute(&root)?;
-    Cache::open(&root).map_err(|error| Wrong(format!("cannot open the cache: {error}")).into())
+    let opened = match SHARED.load(Ordering::Relaxed) {
+        true => Cache::open_shared(&root),
+        false => Cache::open(&root),
+    };
+    opened.map_err(|error| Wrong(format!("cannot open the cache: {error}")).into())
 }
 
 fn default_cache() -> Result<PathBuf> {
@@ -199,7 +212,7 @@ fn load_for_step(file: Option<&Path>, settings: &Settings, cache: &Cache) -> Res
 fn settings_of(args: &[String]) -> Settings {
     let line = std::iter::once("pipe").chain(args.iter().map(String::as_str));
     match Cli::try_parse_from(line) {
-        Ok(Cli { verb: Verb::Run(run) }) => run.settings,
+        Ok(Cli { verb: Verb::Run(run), .. }) => run.settings,
         _ => Settings::default(),
     }
 }

@@ -27,7 +27,7 @@ pub struct ModelFiles {
     /// What the makers of the model say of it, an `about.json`.
     pub about: Option<PathBuf>,
     /// Keeps them where they are, if they are the store's.
-    pub lease: Option<Lease>,
+    pub _lease: Option<Lease>,
 }
 
 /// What `name` means: a path if it looks like one, else a step.
@@ -48,7 +48,7 @@ fn of_path(name: &str) -> Result<ModelFiles> {
     }
     let beside = |file: &str| Some(model.with_file_name(file)).filter(|path| path.is_file());
     let (tokenizer, about) = (beside("tokenizer.json"), beside("about.json"));
-    Ok(ModelFiles { name: name.into(), model, tokenizer, about, lease: None })
+    Ok(ModelFiles { name: name.into(), model, tokenizer, about, _lease: None })
 }
 
 /// The model at `port` of step `at`, and the nearest tokenizer and `about` upstream of it. A step
@@ -77,7 +77,7 @@ pub fn model_of(loaded: &Loaded, cache: &Cache, at: usize, port: &str) -> Result
     };
     let upstream = Upstream { plan, cache, lease: &lease, found: &found };
     let (tokenizer, about) = (upstream.nearest(at, "tokenizer"), upstream.nearest(at, "about"));
-    Ok(ModelFiles { name: step.name.clone(), model, tokenizer, about, lease: Some(lease) })
+    Ok(ModelFiles { name: step.name.clone(), model, tokenizer, about, _lease: Some(lease) })
 }
 
 fn has_port(step: &Step, port: &str) -> Result<()> {

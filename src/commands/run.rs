@@ -34,6 +34,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let mut broken = false;
     let run_id = record.info.id.clone();
     let hub = super::hub();
+    let remote = super::remote::open(&args.remote)?;
     let setting = Setting {
         registry: super::REGISTRY,
         cache: &cache,
@@ -41,6 +42,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
         build: super::BUILD,
         run: &run_id,
         hub: &hub,
+        remote: remote.as_ref(),
         interrupts: &INTERRUPTS,
     };
     let outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
@@ -58,6 +60,11 @@ pub fn run(args: Run) -> Result<ExitCode> {
         draw(&dir, &cache, &mut console);
     }
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
+    if (outcome.summary.failed > 0 || outcome.unkept.is_some())
+        && let Some(full) = cache::disk::trouble(cache.root())
+    {
+        out::message(full);
+    }
     console.last_line(&outcome.summary);
     kept?;
     match outcome.unkept {
@@ -70,7 +77,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
 fn draw(dir: &std::path::Path, cache: &cache::Cache, console: &mut Console) {
     let drawn = Past::load(dir).and_then(|past| {
         let path = dir.join("report.html");
-        std::fs::write(&path, engine::report::html(&past, cache))?;
+        cache.write(&path, engine::report::html(&past, cache).as_bytes())?;
         Ok(path)
     });
     match drawn {
@@ -107,6 +114,7 @@ fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
     if let Some(name) = &args.only {
         options.only = Some(super::one_step(loaded, name)?);
     }
+    options.remote_required = args.remote_required;
     options.memory = memory().unwrap_or(u64::MAX);
     for step in &loaded.plan.steps {
         if step.resources.memory > options.memory {

@@ -14,27 +14,27 @@ mod watch;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use plan::{
     Blob, Eviction, Facts, Holder, Keeper, Keeping, Name, Plan, Policy, Product, Record, Root,
     Trial, Why,
 };
-pub(crate) use survey::{digests_in, digests_of, divergence_files};
+pub(crate) use survey::{digests_in, divergence_files};
 pub use usage::{Sum, Usage};
 use watch::{Watch, is_free, list};
+pub(crate) use watch::{attempts_in, digests_of};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Found};
 use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::error::{At, Result};
 use crate::lease::Lock;
 use crate::loss;
 use crate::stat::Stamp;
-use crate::tree;
 
 /// So many things are moved while everybody else waits.
-const BATCH: usize = 128;
+const BATCH: usize = 64;
 
 /// The keys of a run whose results are to stay.
 #[derive(Debug, Clone)]
@@ -139,7 +139,7 @@ impl Collector {
             let record = &facts.records[record];
             if let Some(moved) = self.cache.layout().to_trash(&record.dir)? {
                 crash_point!("gc.after-records");
-                unlink(&moved)?;
+                self.cache.layout().unlink(&moved)?;
                 done.records += 1;
                 done.bytes += record.bytes;
             }
@@ -178,7 +178,7 @@ impl Collector {
         drop(lock);
         crash_point!("gc.before-unlink");
         for (path, bytes) in moved {
-            unlink(&path)?;
+            layout.unlink(&path)?;
             done.blobs += 1;
             done.bytes += bytes;
             crash_point!("gc.after-unlink");
@@ -190,12 +190,12 @@ impl Collector {
     fn refresh(&mut self, used: &mut Used) -> Result<()> {
         let mut digests = self.watch.read()?;
         // After the notes: what an attempt made is named by its entry before it is not by it.
-        for (entry, _) in self.watch.entries()? {
-            digests.extend(digests_of(&entry).map(|(digest, _)| digest));
+        for entry in self.watch.entries()? {
+            digests.extend(entry.digests());
         }
         for pin in self.cache.pins()? {
             if used.pins.insert(pin.key)
-                && let Ok(crate::cache::Found::Whole(entry, ..)) = self.cache.read_entry(&pin.key)
+                && let Found::Whole(entry, ..) = self.cache.read_entry(&pin.key)?
             {
                 digests.extend(digests_of(&entry).map(|(digest, _)| digest));
             }
@@ -221,7 +221,7 @@ impl Collector {
         drop(lock);
         crash_point!("gc.after-trial");
         if let Some(moved) = moved {
-            unlink(&moved)?;
+            layout.unlink(&moved)?;
             done.trials += 1;
             done.bytes += trial.bytes;
         }
@@ -265,14 +265,6 @@ struct Used {
     names: HashSet<Name>,
     /// Also those of before.
     pins: HashSet<Key>,
-}
-
-/// Removes something from the trash, which others empty too.
-fn unlink(path: &Path) -> Result<()> {
-    match tree::remove(path) {
-        Err(_) if !path.exists() => Ok(()),
-        result => result,
-    }
 }
 
 fn remove_file(path: &PathBuf) -> Result<()> {

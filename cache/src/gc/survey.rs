@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::plan::{Blob, Facts, Holder, Keeper, Name, Product, Record, Root, Trial};
-use super::watch::{Watch, list};
+use super::watch::{Brief, Watch, list};
 use super::{Collector, KeptRun};
 use crate::cache::Cache;
 use crate::digest::{Digest, Key};
 use crate::entry::Entry;
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::stat::Stamp;
 use crate::tree;
 
@@ -29,7 +29,7 @@ impl Collector {
         let used = self.watch.read()?.into_iter().collect();
         let mut survey = Survey { cache: &cache, now: now(), places: HashMap::new(), used };
         let entries = self.watch.entries()?;
-        self.entries = entries.iter().map(|(entry, stamp)| (entry.key, *stamp)).collect();
+        self.entries = entries.iter().map(|entry| (entry.key, entry.stamp)).collect();
         let pins = cache.pins()?;
         self.pins = pins.iter().map(|pin| pin.key).collect();
         let evidence = divergences(&cache)?;
@@ -91,22 +91,26 @@ impl Survey<'_> {
     fn products(
         &self,
         watch: &Watch,
-        entries: Vec<(Entry, Stamp)>,
-        evidence: Vec<(Entry, Stamp, PathBuf)>,
+        entries: Vec<Brief>,
+        evidence: Vec<(Brief, PathBuf)>,
         mut roots: HashMap<Key, Vec<Root>>,
         facts: &mut Facts,
     ) {
         let uses: HashMap<Key, i64> =
             self.cache.uses().into_iter().map(|(key, used, _)| (key, used)).collect();
-        for (entry, stamp) in entries {
+        for entry in entries {
             let roots = roots.remove(&entry.key).unwrap_or_default();
             let used = uses.get(&entry.key).map(|used| Duration::from_secs((*used).max(0) as u64));
             // Also when the index is gone the file says when the result was made.
-            let used = used.unwrap_or_default().max(mtime(&stamp));
-            facts.products.push(self.product(watch, facts, &entry, used, roots, None));
+            let used = used.unwrap_or_default().max(mtime(&entry.stamp));
+            facts.products.push(self.product(watch, facts, entry, used, roots));
         }
-        for (entry, stamp, path) in evidence {
-            let product = self.product(watch, facts, &entry, mtime(&stamp), Vec::new(), Some(path));
+        for (entry, path) in evidence {
+            let used = mtime(&entry.stamp);
+            let mut product = self.product(watch, facts, entry, used, Vec::new());
+            // Nobody will make it again.
+            product.seconds = 0.0;
+            product.evidence = Some(path);
             facts.products.push(product);
         }
     }
@@ -115,42 +119,32 @@ impl Survey<'_> {
         &self,
         watch: &Watch,
         facts: &Facts,
-        entry: &Entry,
+        entry: Brief,
         used: Duration,
         roots: Vec<Root>,
-        evidence: Option<PathBuf>,
     ) -> Product {
-        let words = |name: &str| entry.provenance[name].as_str().unwrap_or_default().to_string();
-        let seconds = entry.provenance["seconds"].as_f64().unwrap_or(0.0);
-        let mut product = Product {
-            key: entry.key,
-            step: words("step"),
-            stage: words("stage"),
-            seconds: if evidence.is_some() { 0.0 } else { seconds },
+        let artifacts: Vec<Digest> = entry.digests().collect();
+        let blobs = artifacts.iter().flat_map(|digest| self.there(watch, digest));
+        let mut blobs: Vec<usize> = blobs.collect();
+        blobs.sort_unstable();
+        blobs.dedup();
+        let whole = |(digest, bytes): &&(Digest, u64)| self.is_here(watch, facts, digest, *bytes);
+        // An entry may say what it likes.
+        let add = |sum: u64, (_, bytes): &(Digest, u64)| sum.saturating_add(*bytes);
+        Product {
             idle: self.since(used),
-            bytes: 0,
-            here: 0,
-            blobs: Vec::new(),
+            bytes: entry.artifacts.iter().fold(0, add),
+            here: entry.artifacts.iter().filter(whole).fold(0, add),
+            blobs,
             roots,
-            artifacts: Vec::new(),
-            in_use: false,
-            evidence,
-        };
-        for (digest, bytes) in digests_of(entry) {
-            if product.artifacts.contains(&digest) {
-                continue;
-            }
-            product.artifacts.push(digest);
-            product.in_use |= self.used.contains(&digest);
-            product.bytes += bytes;
-            product.blobs.extend(self.there(watch, &digest));
-            if self.is_here(watch, facts, &digest, bytes) {
-                product.here += bytes;
-            }
+            in_use: artifacts.iter().any(|digest| self.used.contains(digest)),
+            artifacts,
+            evidence: None,
+            key: entry.key,
+            step: entry.step,
+            stage: entry.stage,
+            seconds: entry.seconds,
         }
-        product.blobs.sort_unstable();
-        product.blobs.dedup();
-        product
     }
 
     /// The places of the blobs of `digest` that are there.
@@ -230,11 +224,6 @@ impl Survey<'_> {
     }
 }
 
-/// Outputs and log of an entry.
-pub(crate) fn digests_of(entry: &Entry) -> impl Iterator<Item = (Digest, u64)> + '_ {
-    entry.outputs.iter().map(|output| (output.digest, output.bytes)).chain(entry.log)
-}
-
 /// Every file of a sharded directory whose name is a digest.
 pub(crate) fn digests_in(cache: &Cache, dir: &'static str) -> Result<Vec<(Digest, PathBuf)>> {
     let mut found = Vec::new();
@@ -259,13 +248,20 @@ pub(crate) fn divergence_files(cache: &Cache) -> Result<Vec<(Key, PathBuf)>> {
     Ok(found)
 }
 
-fn divergences(cache: &Cache) -> Result<Vec<(Entry, Stamp, PathBuf)>> {
+fn divergences(cache: &Cache) -> Result<Vec<(Brief, PathBuf)>> {
     let mut found = Vec::new();
     for (key, path) in divergence_files(cache)? {
         let meta = fs::symlink_metadata(&path).at("inspect", &path)?;
-        let text = String::from_utf8(fs::read(&path).at("read", &path)?).unwrap_or_default();
-        match Entry::parse(&text, &key) {
-            Ok(entry) => found.push((entry, Stamp::of(&meta), path)),
+        let parsed = match tree::read_plain(&path) {
+            Ok(None) => continue,
+            Ok(Some((bytes, _))) => {
+                Entry::parse(&String::from_utf8(bytes).unwrap_or_default(), &key)
+            }
+            Err(Error::Damaged { what, .. }) => Err(what),
+            Err(error) => return Err(error),
+        };
+        match parsed {
+            Ok(entry) => found.push((Brief::of(&entry, Stamp::of(&meta)), path)),
             Err(what) => {
                 let path = path.display();
                 cache.report(format!("the evidence `{path}` is damaged and not used: {what}"));

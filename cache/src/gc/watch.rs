@@ -6,7 +6,7 @@
 //! work stays, although gc read earlier which runs and entries there are.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -23,6 +23,46 @@ use crate::error::{At, Error, Result};
 use crate::lease::{self, HOLDS, Lock};
 use crate::parts;
 use crate::stat::Stamp;
+use crate::tree;
+
+/// What matters here of an entry, which is much less than all.
+#[derive(Debug, Clone)]
+pub(crate) struct Brief {
+    pub key: Key,
+    pub step: String,
+    pub stage: String,
+    pub seconds: f64,
+    /// Outputs and log, each once, with their bytes.
+    pub artifacts: Vec<(Digest, u64)>,
+    /// Of the entry's file.
+    pub stamp: Stamp,
+}
+
+impl Brief {
+    pub fn of(entry: &Entry, stamp: Stamp) -> Brief {
+        let words = |name: &str| entry.provenance[name].as_str().unwrap_or_default().to_string();
+        let mut artifacts: Vec<(Digest, u64)> = digests_of(entry).collect();
+        artifacts.sort_unstable();
+        artifacts.dedup_by_key(|(digest, _)| *digest);
+        Brief {
+            key: entry.key,
+            step: words("step"),
+            stage: words("stage"),
+            seconds: entry.provenance["seconds"].as_f64().unwrap_or(0.0),
+            artifacts,
+            stamp,
+        }
+    }
+
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.artifacts.iter().map(|(digest, _)| *digest)
+    }
+}
+
+/// Outputs and log of an entry.
+pub(crate) fn digests_of(entry: &Entry) -> impl Iterator<Item = (Digest, u64)> + '_ {
+    entry.outputs.iter().map(|output| (output.digest, output.bytes)).chain(entry.log)
+}
 
 /// Who notes uses: a lease's file or an attempt's directory.
 #[derive(Debug, Clone)]
@@ -145,7 +185,7 @@ impl Watch {
 
     /// The whole lines that were appended to a file of notes, and its first line the first time.
     fn read_notes(&mut self, path: &Path) -> Result<(Option<String>, Vec<Digest>)> {
-        let mut file = match File::open(path) {
+        let mut file = match tree::open_plain(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok((None, Vec::new())),
             result => result.at("open", path)?,
         };
@@ -162,19 +202,12 @@ impl Watch {
     }
 
     fn attempts(&self) -> Result<Vec<(Key, PathBuf)>> {
-        let mut found = Vec::new();
-        for dir in list(&self.cache.layout().dir("attempts"))? {
-            let name = dir.file_name().and_then(|name| name.to_str());
-            if let Some(key) = name.and_then(|name| name.parse::<Key>().ok()) {
-                found.extend(list(&dir)?.into_iter().map(|dir| (key, dir)));
-            }
-        }
-        Ok(found)
+        attempts_in(&self.cache)
     }
 
     /// Entries that appeared or changed since the last time; the first time all. Damaged ones are
     /// reported and name nothing.
-    pub fn entries(&mut self) -> Result<Vec<(Entry, Stamp)>> {
+    pub fn entries(&mut self) -> Result<Vec<Brief>> {
         let mut fresh = Vec::new();
         for path in list(&self.cache.layout().dir("entries"))? {
             let before = match fs::metadata(&path) {
@@ -204,7 +237,7 @@ impl Watch {
                     )),
                     Found::Whole(entry, stamp, _) => {
                         shard.entries.insert(key, stamp);
-                        fresh.push((*entry, stamp));
+                        fresh.push(Brief::of(&entry, stamp));
                     }
                 }
             }
@@ -242,6 +275,18 @@ impl Watch {
     }
 }
 
+/// Directories of all attempts, with their keys.
+pub(crate) fn attempts_in(cache: &Cache) -> Result<Vec<(Key, PathBuf)>> {
+    let mut found = Vec::new();
+    for dir in list(&cache.layout().dir("attempts"))? {
+        let name = dir.file_name().and_then(|name| name.to_str());
+        if let Some(key) = name.and_then(|name| name.parse::<Key>().ok()) {
+            found.extend(list(&dir)?.into_iter().map(|dir| (key, dir)));
+        }
+    }
+    Ok(found)
+}
+
 fn read_recipe(cache: &Cache, digest: &Digest) -> Result<Option<Vec<Digest>>> {
     match parts::read(cache.layout(), digest) {
         Ok(recipe) => Ok(recipe.map(|recipe| recipe.parts().map(|part| part.digest).collect())),
@@ -255,7 +300,7 @@ fn read_recipe(cache: &Cache, digest: &Digest) -> Result<Option<Vec<Digest>>> {
 
 /// Whether nobody has the lock of this file; a file that is not there is nobody's.
 pub(crate) fn is_free(path: &Path) -> Result<bool> {
-    let file = match File::open(path) {
+    let file = match tree::open_plain(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
         // A plain file where an attempt's directory should be.
         Err(e) if e.kind() == ErrorKind::NotADirectory => return Ok(true),

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::error::{At, Result};
-use crate::layout::private_dir;
 use crate::parts::copy_range;
 use crate::recipe::{Part, Recipe};
 use crate::store;
@@ -33,8 +32,8 @@ impl Building {
         let (root, beside) = (cache.layout().staging(), cache.layout().staging());
         let (targets, joins, executables) = Default::default();
         let mut building = Building { root, beside, targets, joins, executables };
-        private_dir(&building.root)?;
-        private_dir(&building.beside)?;
+        cache.layout().make_dir(&building.root)?;
+        cache.layout().make_dir(&building.beside)?;
         for path in &recipe.empty_dirs {
             make_dir(&building.root.join(path))?;
         }
@@ -89,7 +88,7 @@ impl Building {
         for path in &self.executables {
             tree::set_mode(path, 0o555)?;
         }
-        tree::freeze(&self.root)?;
+        tree::freeze(&self.root, cache.layout().access())?;
         let (found, ..) = tree::hash_with(&self.root, &mut |p, meta| tree::hash_leaf(p, meta))?;
         if found != recipe.digest {
             return Ok(false);

@@ -157,7 +157,7 @@ impl Transfer {
         for last in [false, true] {
             let building = Building::new(&self.cache, recipe)?;
             let files = building.wanted().into_iter();
-            let files = stream::iter(files.map(|(part, to)| self.into_files(part, to)));
+            let files = stream::iter(files.map(|(part, to)| self.to_files(part, to)));
             let files = files.buffer_unordered(OBJECTS);
             moved += files.try_fold(0, async |sum, bytes| Ok(sum + bytes)).await?;
             crash_point!("fetch.before-directory");
@@ -174,7 +174,7 @@ impl Transfer {
     }
 
     /// The bytes of `part` into new files: copied when the cache has them, and brought when not.
-    async fn into_files(&self, part: Part, targets: Vec<PathBuf>) -> Result<u64, Trouble> {
+    async fn to_files(&self, part: Part, targets: Vec<PathBuf>) -> Result<u64, Trouble> {
         let [first, others @ ..] = &targets[..] else { return Ok(0) };
         let (mut moved, mut from) = (0, first.clone());
         let mut to = others.to_vec();

@@ -16,7 +16,6 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::cache::Cache;
 use crate::digest::{Digest, Key};
-use crate::layout::private_dir;
 use crate::remote::address::Address;
 use crate::remote::breaker::{Breaker, FAILURES};
 use crate::remote::directory::Directory;
@@ -334,9 +333,9 @@ impl Inner {
     /// The directory in `cache` for what is on its way to this remote.
     pub fn uploads(&self, cache: &Cache) -> crate::Result<PathBuf> {
         let above = cache.root().join("uploads");
-        private_dir(&above)?;
+        cache.layout().make_dir(&above)?;
         let dir = above.join(&self.id);
-        private_dir(&dir)?;
+        cache.layout().make_dir(&dir)?;
         Ok(dir)
     }
 }

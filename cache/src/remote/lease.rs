@@ -51,6 +51,12 @@ pub struct LeaseHolder {
     pub quiet: Duration,
 }
 
+impl fmt::Display for LeaseHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.owner)
+    }
+}
+
 /// The right to work on a key, for as long as this lives. Dropping it gives it back.
 pub struct Lease {
     inner: Arc<Inner>,

@@ -1,7 +1,7 @@
 //! Write-behind: results are handed over as they come and pushed while the work goes on. What
 //! does not get there is noted in the cache, so that a later push sends it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::cache::Cache;
 use crate::digest::Key;
-use crate::layout::private_dir;
 use crate::remote::inner::Remote;
+use crate::remote::lease::Lease;
 use crate::remote::progress::Progress;
 use crate::remote::push::Sent;
 use crate::remote::{Trouble, inner};
@@ -64,6 +64,8 @@ struct State {
     queue: VecDeque<Key>,
     /// Everything that was handed over and is not done.
     open: HashSet<Key>,
+    /// Given back when their result is there, or is given up.
+    leases: HashMap<Key, Lease>,
     /// Not sent because the remote could not be used; tried again when it can.
     later: Vec<(Key, String)>,
     running: usize,
@@ -107,7 +109,7 @@ impl Remote {
 
     fn todo_dir(&self, cache: &Cache) -> crate::Result<PathBuf> {
         let dir = self.inner.uploads(cache)?.join("todo");
-        private_dir(&dir)?;
+        cache.layout().make_dir(&dir)?;
         Ok(dir)
     }
 
@@ -134,7 +136,14 @@ impl Uploader {
     /// Hands a result over by its key; it has to be in the cache, visible to this process. Never
     /// waits; 32 bytes are remembered of it, and an empty file in the cache.
     pub fn enqueue(&self, key: &Key) {
+        self.enqueue_with(key, None);
+    }
+
+    /// The same; the lease under which it was made is given back only when the result is there, so
+    /// that no other machine begins in between.
+    pub fn enqueue_with(&self, key: &Key, lease: Option<Lease>) {
         let mut state = self.shared.locked();
+        state.leases.extend(lease.map(|lease| (*key, lease)));
         if state.open.contains(key) {
             return;
         }
@@ -219,6 +228,11 @@ impl Shared {
             let outcome = self.push(&key);
             let mut state = self.locked();
             state.running -= 1;
+            // Dropped after the lock: giving it back may take a moment.
+            let lease = match outcome {
+                Err(Trouble::Unavailable { .. } | Trouble::Cancelled) => None,
+                _ => state.leases.remove(&key),
+            };
             match outcome {
                 Ok(sent) => {
                     state.open.remove(&key);
@@ -235,6 +249,7 @@ impl Shared {
                 }
             }
             drop(state);
+            drop(lease);
             self.wake.notify_all();
         }
     }

@@ -293,9 +293,9 @@ fn an_unreadable_store_stops_a_collection() {
     let home = Home::new();
     put_clean(&home.cache, "one");
     let text = key("one").to_string();
-    let path = home.root().join("entries").join(&text[..2]).join(&text);
-    fs::remove_file(&path).unwrap();
-    // Reading it fails, whoever asks.
+    let path = home.root().join("entries").join(&text[..2]);
+    fs::remove_dir_all(&path).unwrap();
+    // Listing it fails, whoever asks.
     std::os::unix::fs::symlink(&path, &path).unwrap();
     let mut collector = home.cache.collector(|| {}).unwrap();
     assert!(collector.survey(&[], &[]).is_err());

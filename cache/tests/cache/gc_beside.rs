@@ -195,14 +195,17 @@ fn child_uses() {
 
 /// `PIPE_SOAK` lengthens it.
 fn soak() -> usize {
-    std::env::var("PIPE_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+    crate::story::soak(100).div_ceil(100)
 }
 
 #[test]
 fn beside_work_nothing_that_is_in_use_goes() {
     let home = Home::new();
-    let mut users: Vec<Child> =
-        (0..3).map(|_| child("gc_beside::child_uses", &home.root()).spawn().unwrap()).collect();
+    let user = |_| {
+        let mut user = child("gc_beside::child_uses", &home.root());
+        user.stderr(std::process::Stdio::inherit()).spawn().unwrap()
+    };
+    let mut users: Vec<Child> = (0..3).map(user).collect();
     let start = || child("gc_beside::child_collects_on", &home.root()).spawn().unwrap();
     let mut collector = start();
     for at in 0.. {

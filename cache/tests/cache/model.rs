@@ -183,9 +183,10 @@ impl Map {
     fn rooted(&self, policy: u8) -> BTreeSet<Blob> {
         let pinned = self.pins.iter().filter_map(|name| self.entries.get(name));
         let pinned = pinned.filter(|(_, readable)| *readable).map(|(c, _)| *c);
-        let left = self.left.values().flatten().copied().filter(|_| policy != 0);
-        let all = pinned.chain(left).chain(self.held.iter().copied());
-        all.flat_map(|c| self.names(c)).collect()
+        let named = pinned.chain(self.held.iter().copied()).flat_map(|c| self.names(c));
+        // An attempt notes each part.
+        let left = self.left.values().flatten().filter(|_| policy != 0).flat_map(|c| blobs(*c));
+        named.chain(left).collect()
     }
 
     fn gc(&mut self, policy: u8) {

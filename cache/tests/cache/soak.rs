@@ -124,6 +124,7 @@ fn trial(seed: u64) -> usize {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "how often, and from which seed, is to be told")]
 fn nothing_is_lost_and_nothing_wrong_whoever_is_killed_when() {
     let given = std::env::var("PIPE_SOAK_SEED").ok().and_then(|seed| seed.parse().ok());
     let (first, trials) = match given {

@@ -38,8 +38,8 @@ pub fn absorb(attempt: &Attempt, c: u8) -> Output {
 
 /// The digest of content `c` and those of everything it consists of.
 pub fn known(c: u8) -> (Digest, BTreeSet<Digest>) {
-    static KNOWN: LazyLock<Mutex<HashMap<u8, (Digest, BTreeSet<Digest>)>>> =
-        LazyLock::new(Mutex::default);
+    type Known = HashMap<u8, (Digest, BTreeSet<Digest>)>;
+    static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
     let mut known = KNOWN.lock().unwrap();
     let make = || {
         let home = Home::in_memory();

@@ -162,5 +162,14 @@ pub fn child(test: &str, root: &Path) -> Command {
 
 /// The cache to work on when this process is such a child.
 pub fn as_child() -> Option<Cache> {
-    std::env::var_os("CACHE_TEST_ROOT").map(|root| Cache::open(root).unwrap())
+    let root = std::env::var_os("CACHE_TEST_ROOT")?;
+    // A test that is killed leaves no child that goes on for ever.
+    let parent = rustix::process::getppid();
+    std::thread::spawn(move || {
+        while rustix::process::getppid() == parent {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        std::process::exit(1);
+    });
+    Some(Cache::open(root).unwrap())
 }

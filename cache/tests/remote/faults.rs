@@ -23,7 +23,7 @@ fn schedules() -> u64 {
 fn random_faults(seed: u64) -> Faults {
     let pick = |shift: u64, most: u64| {
         let x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(shift as u32 * 9) >> 32;
-        if x % 3 == 0 { x / 3 % (most + 1) } else { 0 }
+        if x.is_multiple_of(3) { x / 3 % (most + 1) } else { 0 }
     };
     Faults {
         down: pick(1, 30),

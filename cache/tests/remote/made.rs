@@ -44,7 +44,7 @@ pub fn result(cache: &Cache, name: &str, large: bool) -> Entry {
     if large {
         absorb("large", &file("large", &large_bytes(name)));
     }
-    let log = attempt.absorb("log", None, "log", &file("log", b"a line\n")).unwrap();
+    let log = attempt.absorb("log", None, "log", file("log", b"a line\n")).unwrap();
     let log = Some((log.digest, log.bytes));
     let provenance = json!({ "stage": "toy", "step": name, "seconds": 1.5 });
     attempt

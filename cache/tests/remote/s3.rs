@@ -1,6 +1,8 @@
 //! Over a real S3 server on this machine. `PIPE_TEST_S3` is the path of the script that starts,
 //! stops, freezes and kills one; without it these tests say that they skip.
 
+#![allow(clippy::print_stdout)] // what is skipped is said
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;

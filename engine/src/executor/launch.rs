@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use cache::{Claimed, Digest, Key, Kind};
+use cache::{Claimed, Digest, Key, Kind, Publication};
 
 use super::{Blocked, Executor, Running};
 use crate::event::{Event, Failure};
@@ -39,6 +39,10 @@ impl Executor<'_> {
             self.cached(step, entry);
             return self.schedule.done(at);
         }
+        let claim = match self.adopt(at, key, claim) {
+            Some(claim) => claim,
+            None => return,
+        };
         let inputs = match self.artifacts(step) {
             Ok(inputs) => inputs,
             Err(message) => return self.refuse(at, message),
@@ -51,7 +55,14 @@ impl Executor<'_> {
         }
         let lost = self.lost_inputs(&inputs);
         if !lost.is_empty() {
-            return self.rewind(at, &lost);
+            let absent = self.absent(&inputs);
+            if !self.fetches(at, absent, true) {
+                self.rewind(at, &lost);
+            }
+            return;
+        }
+        if claim.is_some() && self.waits_for_lease(at, key) {
+            return;
         }
         // While it waits for a GPU, another process may do the work: the claim ends here.
         let Some(gpus) = self.take_gpus(at) else { return };
@@ -61,7 +72,35 @@ impl Executor<'_> {
         }
     }
 
-    fn who(&self, step: usize) -> String {
+    /// Publishes what an earlier attempt finished whose leader ended before it was published; gives
+    /// the claim back where there is nothing of the kind.
+    fn adopt(
+        &mut self,
+        at: usize,
+        key: Key,
+        claim: Option<cache::Claim>,
+    ) -> Option<Option<cache::Claim>> {
+        let step = self.steps[at];
+        if claim.is_none() || self.must_run(step) {
+            return Some(claim);
+        }
+        let Some(finished) = self.cache.finished(&key) else { return Some(claim) };
+        let seconds = finished.provenance["seconds"].as_f64().unwrap_or(0.0);
+        let entry = self.entry(step, &finished.outputs, finished.log, seconds);
+        let text = format!(
+            "`{}` was finished by an earlier run that ended before it was kept: it is kept now",
+            self.plan.steps[step].name
+        );
+        self.emit(Event::Note { text });
+        let publication =
+            Publication { key, entry: entry.clone(), claim, attempt: None, replace: false };
+        let _ = self.committer.publish(publication);
+        self.cached(step, entry);
+        self.schedule.done(at);
+        None
+    }
+
+    pub(super) fn who(&self, step: usize) -> String {
         format!(
             "`{}` of run {} (process {})",
             self.plan.steps[step].name,
@@ -90,6 +129,14 @@ impl Executor<'_> {
         };
         let ports = self.plan.steps[step].inputs.iter();
         ports.map(|port| Ok((port.name.clone(), lookup::artifacts(&inputs, port)?))).collect()
+    }
+
+    /// Artifacts of steps that are not in the store.
+    fn absent(&self, inputs: &[(String, Vec<Artifact>)]) -> Vec<cache::Output> {
+        let all = inputs.iter().flat_map(|(port, artifacts)| {
+            artifacts.iter().filter(|a| a.step.is_some()).map(move |a| a.output(port))
+        });
+        all.filter(|output| !self.cache.present(output)).collect()
     }
 
     /// Steps whose artifacts are needed now and are not in the store any more.

@@ -7,7 +7,9 @@
 mod fetch;
 mod gpus;
 mod launch;
+mod needed;
 mod options;
+mod remote;
 mod settle;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -38,6 +40,8 @@ use crate::wire::{Answer, Order};
 const TICK: Duration = Duration::from_millis(40);
 /// How often each of the foreign claims and GPUs is.
 const POLL: Duration = Duration::from_millis(150);
+/// How often leases of other machines are.
+const POLL_REMOTE: Duration = Duration::from_secs(2);
 
 /// What is known of each step after a run.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +78,8 @@ pub struct Setting<'a> {
     pub run: &'a str,
     /// Where models come from.
     pub hub: &'a hub::Settings,
+    /// Where results are shared with other machines.
+    pub remote: Option<&'a cache::remote::Remote>,
     /// Raised by each Ctrl-C: 1 stops cleanly, 2 at once.
     pub interrupts: &'a AtomicU32,
 }
@@ -93,6 +99,7 @@ enum Heard {
     Worker(Message),
     Durable(Vec<(Key, Published)>),
     Hub(fetch::Said),
+    Remote(remote::Said),
 }
 
 /// A launched step.
@@ -109,12 +116,19 @@ struct Running {
 enum Blocked {
     Claim(Instant),
     Gpus(Instant),
+    /// A lease that another machine has.
+    Lease(Instant),
+    /// The answer of a remote, which ends the waiting.
+    Remote,
 }
 
 impl Blocked {
-    fn looked(&self) -> Instant {
+    /// Whether it is to be looked at again.
+    fn due(&self) -> bool {
         match self {
-            Blocked::Claim(at) | Blocked::Gpus(at) => *at,
+            Blocked::Claim(at) | Blocked::Gpus(at) => at.elapsed() > POLL,
+            Blocked::Lease(at) => at.elapsed() > POLL_REMOTE,
+            Blocked::Remote => false,
         }
     }
 }
@@ -135,6 +149,7 @@ struct Executor<'a> {
     images: Vec<Option<PreImage>>,
     files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
     fetching: fetch::Fetching<'a>,
+    sharing: Option<remote::Sharing<'a>>,
     attempts: Vec<u32>,
     rewound: Vec<bool>,
     /// How often each step ran again because its bytes were lost.
@@ -181,6 +196,9 @@ impl<'a> Executor<'a> {
         let (sender, heard) = channel();
         let durable = sender.clone();
         let fetching = fetch::Fetching::new(setting.hub, sender.clone());
+        let sharing = setting.remote.map(|remote| {
+            remote::Sharing::new(remote, setting.cache, options.remote_required, sender.clone())
+        });
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
         Ok(Executor {
@@ -192,6 +210,7 @@ impl<'a> Executor<'a> {
             registry: setting.registry,
             cache: setting.cache,
             fetching,
+            sharing,
             run_id: setting.run,
             build: setting.build,
             interrupts: setting.interrupts,
@@ -253,6 +272,7 @@ impl<'a> Executor<'a> {
         while let Ok(heard) = self.heard.try_recv() {
             self.hear(heard);
         }
+        self.finish_sharing();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.interrupted = self.stopping > 0;
         let summary = self.summary.clone();
@@ -297,15 +317,16 @@ impl<'a> Executor<'a> {
             return self.schedule.miss(at);
         }
         match self.cache.lookup(&key) {
-            Ok(Some(entry)) => {
-                self.cached(step, entry);
-                self.schedule.hit(at);
-            }
+            Ok(Some(entry)) => self.hit(at, entry),
+            Ok(None) if self.asks_remote(at, key) => {}
             Ok(None) if self.options.only.is_some_and(|only| only != step) => {
                 let message = "its result is not in the cache\nhint: `--only` runs one step and takes the rest as it is; run without it, or with `--until`";
                 self.fail_early(at, Failure::Input, message.into());
             }
-            Ok(None) => self.schedule.miss(at),
+            Ok(None) => match self.remote_is_missed(&key) {
+                Some(why) => self.fail_for_remote(at, why),
+                None => self.schedule.miss(at),
+            },
             Err(error) => {
                 self.fail_early(at, Failure::Error, format!("the cache cannot be read: {error}"))
             }
@@ -316,6 +337,26 @@ impl<'a> Executor<'a> {
     fn must_run(&self, step: usize) -> bool {
         let once = self.options.force.contains(&step) && self.attempts[step] == 0;
         once || !self.plan.steps[step].cache || self.rewound[step]
+    }
+
+    /// An entry is there; its bytes matter only if the user wants them.
+    fn hit(&mut self, at: usize, entry: cache::Entry) {
+        let step = self.steps[at];
+        let wanted = self.undelivered(step, &entry);
+        if wanted.is_empty() || self.options.only.is_some_and(|only| only != step) {
+            self.cached(step, entry);
+            return self.schedule.hit(at);
+        }
+        if self.fetches(at, wanted, false) {
+            return;
+        }
+        let text = format!(
+            "`{}` runs again: `outputs` wants its artifacts, which are gone from the store",
+            self.plan.steps[step].name
+        );
+        self.emit(Event::Note { text });
+        self.rewound[step] = true;
+        self.schedule.miss(at);
     }
 
     fn cached(&mut self, step: usize, entry: cache::Entry) {
@@ -357,6 +398,9 @@ impl<'a> Executor<'a> {
         self.stopping = interrupts;
         self.schedule.stop();
         self.fetching.stop();
+        if let Some(sharing) = &mut self.sharing {
+            sharing.stop();
+        }
         self.blocked.clear();
         for at in self.running.keys().copied().collect::<Vec<_>>() {
             let worker = self.running[&at].worker;
@@ -378,8 +422,8 @@ impl<'a> Executor<'a> {
 
     /// Looks again at steps whose key another process is working on, or whose GPUs others use.
     fn poll_blocked(&mut self) {
-        let due = |(_, blocked): &(&usize, &Blocked)| blocked.looked().elapsed() > POLL;
-        let due: Vec<usize> = self.blocked.iter().filter(due).map(|(&at, _)| at).collect();
+        let due: Vec<usize> =
+            self.blocked.iter().filter(|(_, blocked)| blocked.due()).map(|(&at, _)| at).collect();
         for at in due {
             if let Some(Blocked::Claim(_)) = self.blocked.get(&at) {
                 let key = self.settled[self.steps[at]].key.expect("a blocked step has a key");
@@ -400,6 +444,7 @@ impl<'a> Executor<'a> {
         match heard {
             Heard::Durable(done) => self.durable(done),
             Heard::Hub(said) => self.hub_said(said),
+            Heard::Remote(said) => self.remote_said(said),
             Heard::Worker(Message { worker, answer }) => {
                 let Some(&at) = self.by_worker.get(&worker) else {
                     if answer.is_none() {

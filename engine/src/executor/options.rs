@@ -33,6 +33,8 @@ pub struct Options {
     pub force: BTreeSet<usize>,
     /// Drop checkpoints of these steps first.
     pub fresh: BTreeSet<usize>,
+    /// Fail where the remote does not answer or takes nothing.
+    pub remote_required: bool,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             only: None,
             force: BTreeSet::new(),
             fresh: BTreeSet::new(),
+            remote_required: false,
         }
     }
 }

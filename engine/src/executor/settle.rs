@@ -55,13 +55,14 @@ impl Executor<'_> {
             );
             self.emit(Event::Note { text });
         }
+        self.keep_lease(at, running.key);
         self.rewound[step] = false;
         self.summary.ran += 1;
         self.emit(Event::Finished { step, key: running.key, seconds, outputs });
         self.schedule.done(at);
     }
 
-    fn entry(
+    pub(super) fn entry(
         &self,
         step: usize,
         outputs: &[Output],
@@ -141,6 +142,7 @@ impl Executor<'_> {
         let retry =
             failure.retriable() && self.attempts[step] <= self.plan.steps[step].retries && !stopped;
         self.emit(Event::Failed { step, key: Some(running.key), failure, message, log, retry });
+        self.give_lease_back(at);
         if retry {
             self.schedule.again(at);
         } else if stopped {
@@ -170,6 +172,9 @@ impl Executor<'_> {
                     continue;
                 }
                 Published::New | Published::Same | Published::Replaced => {}
+            }
+            if !self.send(&key) {
+                continue;
             }
             // Only tidiness: what stays is found and removed with the next result of the key.
             let _ = self.cache.attempts_clean(&key);

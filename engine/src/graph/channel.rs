@@ -44,9 +44,9 @@ pub(super) fn route(nets: &[Net], width: usize) -> Vec<Vec<char>> {
         if net.straight() {
             continue;
         }
-        for x in from..=to {
+        for (x, cell) in cells[row].iter_mut().enumerate().take(to + 1).skip(from) {
             let sides = if x > from { LEFT } else { 0 } | if x < to { RIGHT } else { 0 };
-            cells[row][x] = Cell { sides, net: at };
+            *cell = Cell { sides, net: at };
         }
     }
     for (at, (net, &row)) in nets.iter().zip(&rows).enumerate() {

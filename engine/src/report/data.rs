@@ -268,6 +268,7 @@ impl<'a> Run<'a> {
             seconds,
             saved_s: cached.filter_map(|step| step.seconds).sum(),
             interrupted: false,
+            shared: None,
         };
     }
 

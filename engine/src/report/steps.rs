@@ -113,7 +113,7 @@ fn artifacts(out: &mut String, outputs: &[Output]) {
         outputs.iter().for_each(|output| line(out, output));
         return;
     }
-    let total: u64 = outputs.iter().map(|output| output.bytes).sum();
+    let total: u64 = outputs.iter().fold(0, |sum, output| sum.saturating_add(output.bytes));
     let _ = write!(
         out,
         "<details><summary>{} · {}</summary>",

@@ -13,6 +13,7 @@ pub(crate) mod scope;
 pub(crate) mod set;
 pub(crate) mod source;
 pub(crate) mod typed;
+pub mod user;
 pub(crate) mod value;
 pub(crate) mod yaml;
 

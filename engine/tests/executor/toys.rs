@@ -206,6 +206,7 @@ pub fn run_on(plan: Plan, cache: &Cache, change: impl FnOnce(&Plan, &mut Options
         build: "test",
         run: "run",
         hub: &hub,
+        remote: None,
         interrupts: &interrupts,
     };
     let mut events = Vec::new();

@@ -205,6 +205,7 @@ impl Bench {
             build: BUILD,
             run: "run",
             hub: &hub,
+            remote: None,
             interrupts: &AtomicU32::new(0),
         };
         let options = Options {

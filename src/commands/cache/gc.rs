@@ -123,10 +123,11 @@ fn too_much(plan: &Plan, limit: u64) -> String {
         Keeper::Lease => "running process",
         Keeper::Attempt => "attempt",
     };
-    let kept = plan.kept.iter();
-    let mut parts: Vec<String> = kept
-        .map(|k| format!("{} are kept by {}", bytes(k.bytes), count(k.count, name(k.by))))
-        .collect();
+    let mut parts: Vec<String> = Vec::new();
+    for k in &plan.kept {
+        let are = if parts.is_empty() { "are kept " } else { "" };
+        parts.push(format!("{} {are}by {}", bytes(k.bytes), count(k.count, name(k.by))));
+    }
     if plan.young > 0 {
         parts.push(format!("{} are younger than an hour", bytes(plan.young)));
     }

@@ -28,6 +28,7 @@ pub fn dispatch(verb: cli::Cache) -> Result<ExitCode> {
         cli::Cache::Du(args) => du::du(args),
         cli::Cache::Verify(args) => verify::verify(args),
         cli::Cache::Rebuild(args) => rebuild::rebuild(args),
+        cli::Cache::Keygen(args) => super::remote::keygen(args),
     }
 }
 

@@ -1,0 +1,375 @@
+//! The run and a remote cache: asks for results before steps run, brings bytes that steps need,
+//! takes leases so that two machines do not do the same work, sends what was made.
+//!
+//! Nothing here decides what is right. Whatever a remote does (dies, hangs, lies), a step runs here
+//! as if it did not exist; all talking is done on threads, so steps that need nothing of it go on.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use cache::remote::{Found, Lease, Leased, Progress, Remote, Totals, Uploader};
+use cache::{Cache, Digest, Entry, Key, Output, Publication};
+
+use super::{Blocked, Executor, Heard};
+use crate::event::{Event, Failure, Shared};
+use crate::schedule::State;
+
+/// So many questions and transfers go on at once.
+const THREADS: usize = 8;
+
+/// What a thread says.
+pub(super) enum Said {
+    /// What the remote has of a key, and how often it was asked.
+    Found(Key, Box<Found>),
+    /// Bytes came, or why not.
+    Fetched { at: usize, digests: Vec<Digest>, result: Result<u64, String> },
+    /// The step may run, with a lease if there are such.
+    Granted { at: usize, lease: Option<Lease> },
+    /// Another machine works on it.
+    Busy { at: usize, holder: String },
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The remote of a run, and what is known of it.
+pub(super) struct Sharing<'a> {
+    remote: &'a Remote,
+    cache: Cache,
+    required: bool,
+    jobs: Sender<Job>,
+    sender: Sender<Heard>,
+    cancel: Arc<AtomicBool>,
+    /// Keys asked for; whether the answer came.
+    asked: HashMap<Key, bool>,
+    /// Steps that wait for an answer or for bytes before they are looked at.
+    waiting: BTreeMap<usize, ()>,
+    /// Bytes that did not come: their steps run again.
+    unfetchable: HashSet<Digest>,
+    /// Steps that may run: `None` where no lease could be had.
+    granted: HashMap<usize, Option<Lease>>,
+    /// Leases of steps that are done, until their result is sent.
+    kept: HashMap<Key, Lease>,
+    /// Results that came from the remote: not sent back.
+    imported: HashSet<Key>,
+    uploader: Option<Uploader>,
+    told: HashSet<String>,
+    shared: Shared,
+}
+
+impl<'a> Sharing<'a> {
+    pub(super) fn new(
+        remote: &'a Remote,
+        cache: &Cache,
+        required: bool,
+        sender: Sender<Heard>,
+    ) -> Sharing<'a> {
+        let (jobs, queue) = channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..THREADS {
+            let queue = queue.clone();
+            std::thread::spawn(move || {
+                loop {
+                    let job = queue.lock().unwrap_or_else(|e| e.into_inner()).recv();
+                    match job {
+                        Ok(job) => job(),
+                        Err(_) => return,
+                    }
+                }
+            });
+        }
+        Sharing {
+            remote,
+            cache: cache.clone(),
+            required,
+            jobs,
+            sender,
+            cancel: Arc::default(),
+            asked: HashMap::new(),
+            waiting: BTreeMap::new(),
+            unfetchable: HashSet::new(),
+            granted: HashMap::new(),
+            kept: HashMap::new(),
+            imported: HashSet::new(),
+            uploader: remote.uploader(cache).ok(),
+            told: HashSet::new(),
+            shared: Shared { remote: remote.name().into(), ..Shared::default() },
+        }
+    }
+
+    fn start(&self, work: impl FnOnce(&Remote, &Cache, &AtomicBool) -> Said + Send + 'static) {
+        let (remote, cache) = (self.remote.clone(), self.cache.clone());
+        let (cancel, sender) = (self.cancel.clone(), self.sender.clone());
+        let job = move || drop(sender.send(Heard::Remote(work(&remote, &cache, &cancel))));
+        let _ = self.jobs.send(Box::new(job));
+    }
+
+    fn find(&self, key: Key) {
+        self.start(move |remote, cache, _| Said::Found(key, Box::new(remote.find(cache, &key))));
+    }
+
+    fn fetch(&self, at: usize, outputs: Vec<Output>) {
+        self.start(move |remote, cache, cancel| {
+            let result = remote.fetch(cache, &outputs, &Progress::new(), cancel);
+            let digests = outputs.iter().map(|output| output.digest).collect();
+            let result = result.map(|fetched| fetched.bytes).map_err(|e| e.to_string());
+            Said::Fetched { at, digests, result }
+        });
+    }
+
+    /// Asks for the lease, and then, whoever has it, whether the result is there by now: another
+    /// machine may have made it since the first question.
+    fn lease(&self, at: usize, key: Key, who: String) {
+        self.start(move |remote, cache, _| {
+            let leased = remote.lease(&key, &who);
+            if let Leased::Unavailable(_) = leased {
+                return Said::Granted { at, lease: None };
+            }
+            match (remote.find(cache, &key), leased) {
+                (found @ Found::Hit(_), _) => Said::Found(key, Box::new(found)),
+                (_, Leased::Mine(lease)) => Said::Granted { at, lease: Some(lease) },
+                (_, Leased::Busy(holder)) => Said::Busy { at, holder: holder.to_string() },
+                (_, Leased::Unavailable(_)) => Said::Granted { at, lease: None },
+            }
+        });
+    }
+
+    /// Lets the threads end.
+    pub(super) fn stop(&mut self) {
+        self.waiting.clear();
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for what is on its way to the remote, as long as it moves.
+    fn finish(&mut self, interrupted: &(dyn Fn() -> bool + Sync)) -> Option<Totals> {
+        let uploader = self.uploader.take()?;
+        let (cancel, ended) = (AtomicBool::new(interrupted()), AtomicBool::new(false));
+        Some(std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    if interrupted() {
+                        cancel.store(true, Ordering::Relaxed);
+                    }
+                    std::thread::sleep(super::TICK);
+                }
+            });
+            let totals = uploader.finish(None, &cancel);
+            ended.store(true, Ordering::Relaxed);
+            totals
+        }))
+    }
+}
+
+impl Executor<'_> {
+    /// Whether the answer of the remote must be awaited before `key` counts as a miss.
+    pub(super) fn asks_remote(&mut self, at: usize, key: Key) -> bool {
+        let stopping = self.stopping > 0;
+        let Some(sharing) = self.sharing.as_mut().filter(|_| !stopping) else { return false };
+        match sharing.asked.get(&key) {
+            Some(true) => return false,
+            Some(false) => {}
+            None => {
+                sharing.asked.insert(key, false);
+                sharing.find(key);
+            }
+        }
+        sharing.waiting.insert(at, ());
+        true
+    }
+
+    /// Whether bytes that are not here may come from the remote and are awaited. `launched`: the
+    /// step has its slots, and gives them back meanwhile.
+    pub(super) fn fetches(&mut self, at: usize, outputs: Vec<Output>, launched: bool) -> bool {
+        let stopping = self.stopping > 0;
+        let Some(sharing) = self.sharing.as_mut().filter(|_| !stopping) else { return false };
+        if outputs.is_empty() || outputs.iter().any(|o| sharing.unfetchable.contains(&o.digest)) {
+            return false;
+        }
+        sharing.fetch(at, outputs);
+        if launched {
+            let name = sharing.remote.name().to_string();
+            self.block(at, Blocked::Remote, &format!("bytes from the remote `{name}`"));
+        } else {
+            sharing.waiting.insert(at, ());
+        }
+        true
+    }
+
+    /// Whether the step must wait until other machines leave it to this one.
+    pub(super) fn waits_for_lease(&mut self, at: usize, key: Key) -> bool {
+        let who = self.who(self.steps[at]);
+        let Some(sharing) = self.sharing.as_mut() else { return false };
+        if sharing.granted.contains_key(&at) {
+            return false;
+        }
+        sharing.lease(at, key, who);
+        // Silently: it takes a moment, and is told only if another machine has the lease.
+        self.schedule.blocked(at);
+        self.blocked.insert(at, Blocked::Remote);
+        true
+    }
+
+    /// The step ended without a result: others may try.
+    pub(super) fn give_lease_back(&mut self, at: usize) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.granted.remove(&at);
+        }
+    }
+
+    /// The step is done: its lease is kept until the result is sent.
+    pub(super) fn keep_lease(&mut self, at: usize, key: Key) {
+        if let Some(sharing) = &mut self.sharing
+            && let Some(Some(lease)) = sharing.granted.remove(&at)
+        {
+            sharing.kept.insert(key, lease);
+        }
+    }
+
+    /// Sends a result that is durable here. `false`: it came from there.
+    pub(super) fn send(&mut self, key: &Key) -> bool {
+        let Some(sharing) = &mut self.sharing else { return true };
+        if sharing.imported.contains(key) {
+            return false;
+        }
+        let lease = sharing.kept.remove(key);
+        if let Some(uploader) = &sharing.uploader {
+            uploader.enqueue_with(key, lease);
+        }
+        true
+    }
+
+    pub(super) fn remote_said(&mut self, said: Said) {
+        match said {
+            Said::Found(key, found) => self.found(key, *found),
+            Said::Fetched { at, digests, result } => {
+                let Some(sharing) = &mut self.sharing else { return };
+                match result {
+                    Ok(bytes) => sharing.shared.fetched_bytes += bytes,
+                    Err(why) => {
+                        sharing.unfetchable.extend(digests);
+                        self.tell_trouble(why);
+                    }
+                }
+                self.go_on(at);
+            }
+            Said::Granted { at, lease } => {
+                if let Some(sharing) = &mut self.sharing {
+                    sharing.granted.insert(at, lease);
+                }
+                self.go_on(at);
+            }
+            Said::Busy { at, holder } => {
+                if self.schedule.state(at) == State::Blocked {
+                    self.blocked.insert(at, Blocked::Lease(Instant::now()));
+                    if self.waiting.insert(at) {
+                        self.emit(Event::Waiting { step: self.steps[at], holder });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The remote answered whether it has `key`.
+    fn found(&mut self, key: Key, found: Found) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let first = sharing.asked.insert(key, true) == Some(false);
+        match found {
+            Found::Hit(entry) => self.import(*entry),
+            Found::Miss if first => sharing.shared.misses += 1,
+            Found::Miss => {}
+            Found::Rejected(why) => {
+                sharing.shared.misses += usize::from(first);
+                self.tell_trouble(why);
+            }
+            Found::Unavailable(why) => {
+                sharing.shared.unanswered += usize::from(first);
+                self.tell_trouble(why);
+            }
+        }
+        let of_key = |at: &usize| self.settled[self.steps[*at]].key == Some(key);
+        let sharing = self.sharing.as_ref().expect("it is there");
+        let blocked = self.blocked.iter().filter(|(_, b)| matches!(b, Blocked::Remote));
+        let all = sharing.waiting.keys().chain(blocked.map(|(at, _)| at));
+        for at in all.copied().filter(of_key).collect::<Vec<_>>() {
+            self.go_on(at);
+        }
+    }
+
+    /// Takes a result of the remote for one of our own; its bytes come when they are needed.
+    fn import(&mut self, entry: Entry) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let key = entry.key;
+        if sharing.imported.insert(key) {
+            sharing.shared.hits += 1;
+            let _ = self.committer.publish(Publication::imported(entry));
+        }
+    }
+
+    /// Looks at a step again that waited for the remote.
+    fn go_on(&mut self, at: usize) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.waiting.remove(&at);
+        }
+        match self.schedule.state(at) {
+            // A failure elsewhere may have skipped it meanwhile.
+            State::Ready => self.look(at),
+            State::Blocked if matches!(self.blocked.get(&at), Some(Blocked::Remote)) => {
+                self.blocked.remove(&at);
+                self.schedule.released(at);
+            }
+            _ => {}
+        }
+    }
+
+    /// Says once what is wrong with the remote.
+    fn tell_trouble(&mut self, why: String) {
+        let Some(sharing) = &mut self.sharing else { return };
+        if sharing.told.insert(why.clone()) && sharing.told.len() <= 20 {
+            self.emit(Event::Note { text: format!("remote: {why}") });
+        }
+    }
+
+    /// Why a step may not run without the remote's answer, where the user wants that.
+    pub(super) fn remote_is_missed(&self, key: &Key) -> Option<String> {
+        let sharing = self.sharing.as_ref().filter(|s| s.required)?;
+        let unanswered = sharing.asked.get(key) == Some(&true)
+            && sharing.shared.unanswered > 0
+            && !sharing.imported.contains(key);
+        unanswered.then(|| {
+            format!(
+                "the remote `{}` does not answer, and the run is to fail without it\nhint: run without `--remote-required`",
+                sharing.remote.name()
+            )
+        })
+    }
+
+    /// Lets the last results go out; what could not be sent is kept for `pipe push`.
+    pub(super) fn finish_sharing(&mut self) {
+        let interrupts = self.interrupts;
+        let stopped = self.stopping;
+        let Some(sharing) = &mut self.sharing else { return };
+        // One more Ctrl-C than those that stopped the steps leaves the rest for the next time.
+        let totals = sharing.finish(&|| interrupts.load(Ordering::Relaxed) > stopped);
+        let mut shared = sharing.shared.clone();
+        if let Some(totals) = totals {
+            shared.uploads_done = totals.done as usize;
+            shared.uploads_failed = totals.failed as usize;
+            shared.sent_bytes = totals.bytes;
+            for (why, count) in totals.reasons {
+                self.tell_trouble(format!("{count} results were not sent: {why}"));
+            }
+        }
+        let required = self.sharing.as_ref().is_some_and(|s| s.required);
+        if required && shared.uploads_failed + shared.unanswered > 0 {
+            self.summary.failed += usize::from(self.summary.failed == 0);
+        }
+        self.summary.shared = Some(shared);
+    }
+
+    /// What a failed step says when the remote is required and silent.
+    pub(super) fn fail_for_remote(&mut self, at: usize, why: String) {
+        self.fail_early(at, Failure::Error, why);
+    }
+}
