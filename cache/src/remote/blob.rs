@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::OwnedSemaphorePermit;
@@ -161,7 +160,7 @@ impl Transfer {
             waiting.insert(piece.index, piece);
             while let Some(piece) = waiting.remove(&(nodes.len() as u64)) {
                 nodes.push(piece.node);
-                *moved += piece.bytes.iter().map(|b| b.len() as u64).sum::<u64>();
+                *moved += piece.bytes.len() as u64;
                 self.write(partial, piece).await?;
                 crash_point!("fetch.after-piece");
             }
@@ -203,14 +202,7 @@ impl Transfer {
 
     async fn write(&self, partial: &Partial, piece: Piece) -> Result<(), Trouble> {
         let file = partial.file.clone();
-        let write = move || -> io::Result<()> {
-            let mut at = piece.index * PIECE;
-            for bytes in &piece.bytes {
-                file.write_all_at(bytes, at)?;
-                at += bytes.len() as u64;
-            }
-            Ok(())
-        };
+        let write = move || file.write_all_at(&piece.bytes, piece.index * PIECE);
         Ok(blocking(write).await.at("write", &partial.path)?)
     }
 
@@ -242,7 +234,8 @@ impl Transfer {
         let (start, end) = (index * PIECE, ((index + 1) * PIECE).min(part.bytes));
         let patience = self.patience.clone();
         let mut tries = patience.tries();
-        let (mut bytes, mut at) = (Vec::new(), start);
+        // One buffer, since neither the hash nor the disk likes crumbs.
+        let (mut bytes, mut at) = (Vec::with_capacity((end - start) as usize), start);
         while at < end {
             match self.stream(&part, at..end, &mut bytes).await {
                 Ok(None) => at = end,
@@ -253,7 +246,7 @@ impl Transfer {
                     return Err(Trouble::Missing { remote, digest: part.digest });
                 }
                 Err(fault) => {
-                    let now = start + bytes.iter().map(|b: &Bytes| b.len() as u64).sum::<u64>();
+                    let now = start + bytes.len() as u64;
                     if now > at {
                         tries.moved();
                     }
@@ -265,9 +258,8 @@ impl Transfer {
             }
         }
         tries.moved();
-        let hashed = bytes.clone();
-        let node = move || Node::of(start, part.bytes, hashed.iter().map(|b| &b[..]));
-        let node = blocking(node).await;
+        let hash = move || (Node::of(start, part.bytes, [&bytes[..]]), bytes);
+        let (node, bytes) = blocking(hash).await;
         Ok(Piece { index, node, bytes, _room: room })
     }
 
@@ -292,7 +284,7 @@ impl Transfer {
         &self,
         part: &Part,
         range: Range<u64>,
-        bytes: &mut Vec<Bytes>,
+        bytes: &mut Vec<u8>,
     ) -> Result<Option<u64>, Fault> {
         let whole = range == (0..part.bytes);
         let mut left = range.end - range.start;
@@ -308,7 +300,7 @@ impl Transfer {
             piece.truncate(left as usize);
             left -= piece.len() as u64;
             self.progress.moved(piece.len() as u64);
-            bytes.push(piece);
+            bytes.extend_from_slice(&piece);
         }
         Ok(None)
     }
@@ -318,7 +310,7 @@ impl Transfer {
 struct Piece {
     index: u64,
     node: Node,
-    bytes: Vec<Bytes>,
+    bytes: Vec<u8>,
     _room: OwnedSemaphorePermit,
 }
 

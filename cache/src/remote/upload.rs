@@ -4,8 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -276,8 +275,12 @@ impl Transfer {
     async fn read(&self, source: &Source, at: u64, length: u64) -> Result<(Node, Bytes), Trouble> {
         let (path, total) = (source.path.clone(), source.part.bytes);
         let read = move || -> io::Result<(Node, Bytes)> {
-            let mut buffer = vec![0; length as usize];
-            File::open(path)?.read_exact_at(&mut buffer, at)?;
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(at))?;
+            let mut buffer = Vec::with_capacity(length as usize);
+            if file.take(length).read_to_end(&mut buffer)? as u64 != length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             Ok((Node::of(at, total, [&buffer[..]]), Bytes::from(buffer)))
         };
         match blocking(read).await {
