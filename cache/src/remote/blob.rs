@@ -24,6 +24,7 @@ use crate::error::At;
 use crate::layout::unique;
 use crate::recipe::Part;
 use crate::remote::artifact::has_object;
+use crate::remote::buffers::Buffer;
 use crate::remote::inner::{Inner, blocking};
 use crate::remote::patience::Patience;
 use crate::remote::progress::Progress;
@@ -235,7 +236,7 @@ impl Transfer {
         let patience = self.patience.clone();
         let mut tries = patience.tries();
         // One buffer, since neither the hash nor the disk likes crumbs.
-        let (mut bytes, mut at) = (Vec::with_capacity((end - start) as usize), start);
+        let (mut bytes, mut at) = (self.inner.buffers.take((end - start) as usize), start);
         while at < end {
             match self.stream(&part, at..end, &mut bytes).await {
                 Ok(None) => at = end,
@@ -310,7 +311,7 @@ impl Transfer {
 struct Piece {
     index: u64,
     node: Node,
-    bytes: Vec<u8>,
+    bytes: Buffer,
     _room: OwnedSemaphorePermit,
 }
 
