@@ -282,7 +282,7 @@ impl Transfer {
             if file.take(length).read_to_end(&mut buffer)? as u64 != length {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            Ok((Node::of(at, total, [&buffer[..]]), Bytes::from_owner(buffer)))
+            Ok((Node::of(at, total, &buffer), Bytes::from_owner(buffer)))
         };
         match blocking(read).await {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
