@@ -50,7 +50,7 @@ fn artifact(project: &Project, step: &str) -> PathBuf {
     let outputs = shown["outputs"].as_array().unwrap();
     let model = outputs.iter().find(|output| output["port"] == "model").unwrap();
     let cache = cache::Cache::open(project.cache()).unwrap();
-    cache.object(&serde_json::from_value(model["digest"].clone()).unwrap())
+    cache.path(&serde_json::from_value(model["digest"].clone()).unwrap())
 }
 
 /// The configuration that the artifact of `step` carries.

@@ -182,11 +182,34 @@ fn tokenizer(project: &Project) -> String {
     fs::read_to_string(object(project, "tokenizer", "tokenizer")).unwrap()
 }
 
-/// Where the artifact `port` of `step` is.
-fn object(project: &Project, step: &str, port: &str) -> std::path::PathBuf {
+/// Puts the artifact `port` of `step`, which the store may keep in parts, into the new file `to`.
+fn fetch(project: &Project, step: &str, port: &str, to: &std::path::Path) {
+    let output = shown(project, step, port);
+    let digest = output["digest"].as_str().unwrap().rsplit(':').next().unwrap();
+    let output = cache::Output {
+        port: port.into(),
+        index: None,
+        name: "file".into(),
+        kind: cache::Kind::File,
+        digest: digest.parse().unwrap(),
+        bytes: output["bytes"].as_u64().unwrap_or_default(),
+    };
+    let cache = cache::Cache::open(project.cache()).unwrap();
+    let path = cache.whole(&output, || to.to_path_buf()).unwrap();
+    if path != to {
+        fs::copy(path, to).unwrap();
+    }
+}
+
+fn shown(project: &Project, step: &str, port: &str) -> Value {
     let shown = project.pipe(&["show", step, "-f", "p.yaml", "--json"]).stdout;
     let shown: Value = serde_json::from_str(&shown).unwrap();
-    let output = shown["outputs"].as_array().unwrap().iter().find(|o| o["port"] == port).unwrap();
+    shown["outputs"].as_array().unwrap().iter().find(|o| o["port"] == port).unwrap().clone()
+}
+
+/// Where the artifact `port` of `step` is.
+fn object(project: &Project, step: &str, port: &str) -> std::path::PathBuf {
+    let output = shown(project, step, port);
     let digest = output["digest"].as_str().unwrap();
     let digest = digest.rsplit(':').next().unwrap().to_string();
     let mut found = Vec::new();
@@ -210,7 +233,7 @@ fn walk(dir: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
 #[test]
 fn a_model_can_be_named_by_its_file() {
     let project = models();
-    fs::copy(object(&project, "student", "model"), project.path().join("s.safetensors")).unwrap();
+    fetch(&project, "student", "model", &project.path().join("s.safetensors"));
     let args = ["--prompt", "The", "--temperature", "0", "--max-tokens", "9"];
     let ran = project.pipe(&[&["generate", "s.safetensors"], &args[..]].concat());
     assert!(ran.code == Some(2) && ran.stderr.contains("--tokenizer FILE"), "{}", ran.stderr);

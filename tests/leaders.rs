@@ -89,13 +89,15 @@ fn a_frozen_leader_that_wakes_when_others_have_done_its_work_harms_nothing() {
     let project = numbered();
     let leader = project.start(&["run", "p.yaml"]);
     project.wait_until("the step began", || project.count("began") == 1);
-    signal(leader.id(), Signal::STOP);
+    // With all it started: what its worker finished meanwhile would be adopted.
+    let frozen = project.processes();
+    frozen.iter().for_each(|&pid| signal(pid, Signal::STOP));
     // Its claim is lost, as a lock on a network's file system can be.
     remove_files(&project.cache().join("locks"));
     project.write("go", "");
     assert_eq!(project.run(&[]), "0 cached, 1 ran");
     assert_eq!(project.read("o.txt").trim(), "2");
-    signal(leader.id(), Signal::CONT);
+    frozen.iter().for_each(|&pid| signal(pid, Signal::CONT));
     let output = leader.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");

@@ -197,10 +197,7 @@ impl Map {
             keep.extend(named.flat_map(|c| self.names(c)));
         }
         if policy == 0 {
-            // What another pinned result has, too: its entry stays with the bytes.
-            let pinned = self.pins.iter().filter_map(|name| self.entries.get(name));
-            let pinned = pinned.filter(|(_, readable)| *readable).map(|(c, _)| c);
-            let used = self.left.values().flatten().chain(&self.held).chain(pinned);
+            let used = self.left.values().flatten().chain(&self.held);
             let used: BTreeSet<u8> = used.copied().collect();
             let (pins, held) = (self.pins.clone(), |c: &u8| used.contains(c));
             self.entries.retain(|name, (c, readable)| !*readable || pins.contains(name) || held(c));
