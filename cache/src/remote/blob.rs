@@ -104,8 +104,9 @@ impl Transfer {
             };
             match self.fill(&part, &partial, &mut moved).await {
                 Ok(()) => {
-                    let _ = fs::remove_file(partial.beside());
+                    let beside = partial.beside();
                     self.finish(&part, partial, sink).await?;
+                    let _ = fs::remove_file(beside);
                     self.inner.set_damaged(&part.digest, false);
                     return Ok(moved);
                 }
@@ -205,11 +206,13 @@ impl Transfer {
     /// What each piece adds to the digest, of those that an earlier try has left.
     async fn resume(&self, part: &Part, partial: &Partial) -> Result<Vec<Option<Node>>, Trouble> {
         let (file, total, path) = (partial.file.clone(), part.bytes, partial.path.clone());
-        let done = partial.done();
+        let (done, beside) = (partial.done(), partial.beside());
         let hash = move || -> io::Result<Vec<Option<Node>>> {
             let pieces = total.div_ceil(PIECE);
             let size = file.metadata()?.len();
-            if size > total {
+            if size > total || size == 0 {
+                // What is noted is of another file.
+                let _ = fs::remove_file(beside);
                 file.set_len(0)?;
             }
             let mut buffer = Vec::new();
