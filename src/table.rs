@@ -199,12 +199,7 @@ mod tests {
         let lines = table().lines(Paint(false));
         assert_eq!(
             lines,
-            [
-                "name          loss",
-                "a, \"b\"           -",
-                "c[2J           2.5",
-                "d        a quarter"
-            ]
+            ["name         loss", "a, \"b\"          -", "c[2J          2.5", "d       a quarter"]
         );
     }
 
