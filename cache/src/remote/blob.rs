@@ -136,7 +136,7 @@ impl Transfer {
     /// The partial object, once nobody else has it; none when its bytes got there meanwhile.
     async fn partial(&self, part: &Part) -> Result<Option<Partial>, Trouble> {
         let path = self.cache.layout().dir("staging").join(format!("fetch-{}", part.digest));
-        let (mut size, mut since) = (0, Instant::now());
+        let (mut blocks, mut since) = (0, Instant::now());
         loop {
             let locked = lock(&path).at("open", &path)?;
             if has_object(&self.cache, part) {
@@ -148,10 +148,10 @@ impl Transfer {
             if let Some(file) = locked {
                 return Ok(Some(Partial { path, file: Arc::new(file) }));
             }
-            // Whoever has it may be frozen.
-            let now = fs::metadata(&path).map_or(0, |meta| meta.len());
-            if now != size {
-                (size, since) = (now, Instant::now());
+            // Whoever has it may be frozen. Pieces come in any order, so the length tells nothing.
+            let now = fs::metadata(&path).map_or(0, |meta| meta.blocks());
+            if now != blocks {
+                (blocks, since) = (now, Instant::now());
             } else if since.elapsed() > self.inner.settings.timeouts.stall {
                 return Ok(Some(self.own_partial()?));
             }
