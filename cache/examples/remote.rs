@@ -22,7 +22,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::path::Path as Name;
 use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart};
 
-const ROUNDS: u32 = 3;
+const ROUNDS: u32 = 2;
 
 type Done<T> = Result<T, Box<dyn Error>>;
 

@@ -130,6 +130,17 @@ impl Cache {
 
     /// Takes the bytes of what a worker of this process just made for right, as they are now.
     pub fn trust(&self, output: &Output) {
+        self.seen_now(output).for_each(|(digest, seen)| self.know(digest, seen));
+    }
+
+    /// As [`Cache::trust`], for this process alone: of bytes that were hashed as they came and may
+    /// not be durable. After a loss of power nobody remembers having seen them.
+    pub(crate) fn believe(&self, output: &Output) {
+        let mut known = locked(&self.inner.seen);
+        known.extend(self.seen_now(output).map(|(digest, seen)| (digest, seen.fold)));
+    }
+
+    fn seen_now(&self, output: &Output) -> impl Iterator<Item = (Digest, Looked)> {
         let recipe = match output.kind {
             Kind::File if !self.object(&output.digest).exists() => self.recipe(&output.digest),
             _ => None,
@@ -138,11 +149,8 @@ impl Cache {
             Some(recipe) => recipe.parts().map(|part| part.digest).collect(),
             None => vec![output.digest],
         };
-        for digest in digests {
-            if let Ok(seen) = look(&self.object(&digest)) {
-                self.know(digest, seen);
-            }
-        }
+        let digests: Vec<Digest> = digests;
+        digests.into_iter().filter_map(|digest| Some((digest, look(&self.object(&digest)).ok()?)))
     }
 
     fn known(&self, digest: &Digest) -> Option<Seen> {
@@ -263,4 +271,29 @@ fn fold(path: &Path, now: SystemTime, hasher: &mut blake3::Hasher) -> io::Result
         }
     }
     Ok(settled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stat::RACY;
+
+    #[test]
+    fn what_is_believed_is_hashed_by_the_next_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("c");
+        let cache = Cache::open(&root).unwrap();
+        let attempt = cache.attempt(&crate::Key::of(b"{}")).unwrap();
+        let path = attempt.dir.join("f");
+        fs::write(&path, "text").unwrap();
+        let output = attempt.absorb("f", None, "f", &path).unwrap();
+        std::thread::sleep(RACY + std::time::Duration::from_millis(100));
+        let known = |cache: &Cache| cache.known(&output.digest).is_some();
+        cache.believe(&output);
+        cache.flush_index();
+        assert!(known(&cache) && !known(&Cache::open(&root).unwrap()));
+        cache.trust(&output);
+        cache.flush_index();
+        assert!(known(&Cache::open(&root).unwrap()));
+    }
 }

@@ -93,7 +93,6 @@ impl Building {
         if found != recipe.digest {
             return Ok(false);
         }
-        tree::sync(&self.root)?;
         store::place(cache.layout(), &self.root, &recipe.digest, Kind::Dir)?;
         Ok(true)
     }
@@ -111,7 +110,7 @@ fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).at("create", path)
 }
 
-/// Copies a file to a new one, which is durable and read-only after.
+/// Copies a file to a new one, which is read-only after.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     let source = File::open(from).at("open", from)?;
     let bytes = source.metadata().at("inspect", from)?.len();

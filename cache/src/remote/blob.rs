@@ -2,17 +2,15 @@
 //! never under its name before its digest was right. What has come is kept in `staging/` under the
 //! digest, so that a later try, also of another process, goes on there.
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::OwnedSemaphorePermit;
@@ -28,7 +26,7 @@ use crate::remote::artifact::has_object;
 use crate::remote::inner::{Inner, blocking};
 use crate::remote::patience::Patience;
 use crate::remote::progress::Progress;
-use crate::remote::subtree::{Node, join};
+use crate::remote::subtree::{Growing, Node, join};
 use crate::remote::transport::Fault;
 use crate::remote::{Trouble, layout};
 use crate::store;
@@ -59,10 +57,36 @@ pub(super) enum Sink {
     File(PathBuf),
 }
 
-/// A partial object, locked. Its name ends with the first success or damage.
+/// A partial object, locked. Its name ends with the first success or damage. Pieces come in any
+/// order; which are whole, a second file beside says, four bytes for each.
 struct Partial {
     path: PathBuf,
     file: Arc<File>,
+}
+
+impl Partial {
+    fn beside(&self) -> PathBuf {
+        self.path.with_extension("done")
+    }
+
+    fn remove(&self) {
+        let _ = fs::remove_file(self.beside());
+        let _ = fs::remove_file(&self.path);
+    }
+
+    /// The pieces that are whole, as far as is known.
+    fn done(&self) -> BTreeSet<u64> {
+        let bytes = fs::read(self.beside()).unwrap_or_default();
+        let (words, _cut) = bytes.as_chunks::<4>();
+        words.iter().map(|word| u32::from_le_bytes(*word).into()).collect()
+    }
+
+    /// Notes a piece, after its bytes were written.
+    fn note(&self, index: u64) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        options.open(self.beside())?.write_all(&(index as u32).to_le_bytes())
+    }
 }
 
 impl Transfer {
@@ -78,15 +102,16 @@ impl Transfer {
                 }
                 None => self.own_partial()?,
             };
-            let path = partial.path.clone();
             match self.fill(&part, &partial, &mut moved).await {
                 Ok(()) => {
+                    let beside = partial.beside();
                     self.finish(&part, partial, sink).await?;
+                    let _ = fs::remove_file(beside);
                     self.inner.set_damaged(&part.digest, false);
                     return Ok(moved);
                 }
                 Err(Trouble::Damaged { what, .. }) => {
-                    let _ = fs::remove_file(path);
+                    partial.remove();
                     self.progress.undo(part.bytes);
                     self.damaged(&part.digest, &what, last)?;
                 }
@@ -111,22 +136,22 @@ impl Transfer {
     /// The partial object, once nobody else has it; none when its bytes got there meanwhile.
     async fn partial(&self, part: &Part) -> Result<Option<Partial>, Trouble> {
         let path = self.cache.layout().dir("staging").join(format!("fetch-{}", part.digest));
-        let (mut size, mut since) = (0, Instant::now());
+        let (mut blocks, mut since) = (0, Instant::now());
         loop {
             let locked = lock(&path).at("open", &path)?;
             if has_object(&self.cache, part) {
-                if locked.is_some() {
-                    let _ = fs::remove_file(&path);
+                if let Some(file) = locked {
+                    Partial { path, file: Arc::new(file) }.remove();
                 }
                 return Ok(None);
             }
             if let Some(file) = locked {
                 return Ok(Some(Partial { path, file: Arc::new(file) }));
             }
-            // Whoever has it may be frozen.
-            let now = fs::metadata(&path).map_or(0, |meta| meta.len());
-            if now != size {
-                (size, since) = (now, Instant::now());
+            // Whoever has it may be frozen. Pieces come in any order, so the length tells nothing.
+            let now = fs::metadata(&path).map_or(0, |meta| meta.blocks());
+            if now != blocks {
+                (blocks, since) = (now, Instant::now());
             } else if since.elapsed() > self.inner.settings.timeouts.stall {
                 return Ok(Some(self.own_partial()?));
             }
@@ -143,31 +168,32 @@ impl Transfer {
     /// Completes a partial object and compares its digest.
     async fn fill(&self, part: &Part, partial: &Partial, moved: &mut u64) -> Result<(), Trouble> {
         let mut nodes = self.resume(part, partial).await?;
-        self.progress.moved((nodes.len() as u64 * PIECE).min(part.bytes));
-        let pieces = part.bytes.div_ceil(PIECE) as usize;
-        let (mut running, mut next) = (JoinSet::new(), nodes.len());
-        let mut waiting = BTreeMap::new();
-        while nodes.len() < pieces {
-            while next < pieces && running.len() + waiting.len() < AHEAD {
-                // What has come takes room until it is written, which is done below.
-                let wait = running.is_empty() && waiting.is_empty();
-                let size = PIECE.min(part.bytes - next as u64 * PIECE);
-                let Some(room) = self.inner.room(size, wait).await else { break };
-                running.spawn(self.clone().piece(*part, next as u64, room));
-                next += 1;
+        let missing = (0..nodes.len() as u64).filter(|index| nodes[*index as usize].is_none());
+        let mut missing: VecDeque<u64> = missing.collect();
+        let size = |index: u64| PIECE.min(part.bytes - index * PIECE);
+        self.progress.moved(part.bytes - missing.iter().map(|index| size(*index)).sum::<u64>());
+        let mut running = JoinSet::new();
+        while !missing.is_empty() || !running.is_empty() {
+            while running.len() < AHEAD
+                && let Some(&next) = missing.front()
+            {
+                let wait = running.is_empty();
+                let Some(room) = self.inner.room(size(next), wait).await else { break };
+                running.spawn(self.clone().piece(*part, next, partial.file.clone(), room));
+                missing.pop_front();
             }
-            let done = running.join_next().await.expect("a piece is missing");
-            let piece = done.map_err(|e| self.inner.unavailable(e.to_string()))??;
-            waiting.insert(piece.index, piece);
-            while let Some(piece) = waiting.remove(&(nodes.len() as u64)) {
-                nodes.push(piece.node);
-                *moved += piece.bytes.iter().map(|b| b.len() as u64).sum::<u64>();
-                self.write(partial, piece).await?;
-                crash_point!("fetch.after-piece");
+            let Some(done) = running.join_next().await else { continue };
+            let (index, node) = done.map_err(|e| self.inner.unavailable(e.to_string()))??;
+            nodes[index as usize] = Some(node);
+            *moved += size(index);
+            if nodes.len() > 1 {
+                partial.note(index).at("write beside", &partial.path)?;
             }
+            crash_point!("fetch.after-piece");
         }
+        let mut nodes: Vec<Node> = nodes.into_iter().flatten().collect();
         if nodes.is_empty() {
-            nodes.push(Node::of(0, 0, []));
+            nodes.push(Node::of(0, 0, &[]));
         }
         let found = join(&nodes, PIECE, part.bytes);
         if found == part.digest {
@@ -177,51 +203,40 @@ impl Transfer {
         Err(Trouble::Damaged { remote: self.inner.name.clone(), digest: part.digest, what })
     }
 
-    /// Hashes what a partial object has of whole pieces, and cuts off the rest.
-    async fn resume(&self, part: &Part, partial: &Partial) -> Result<Vec<Node>, Trouble> {
+    /// What each piece adds to the digest, of those that an earlier try has left.
+    async fn resume(&self, part: &Part, partial: &Partial) -> Result<Vec<Option<Node>>, Trouble> {
         let (file, total, path) = (partial.file.clone(), part.bytes, partial.path.clone());
-        let hash = move || -> io::Result<Vec<Node>> {
+        let (done, beside) = (partial.done(), partial.beside());
+        let hash = move || -> io::Result<Vec<Option<Node>>> {
+            let pieces = total.div_ceil(PIECE);
             let size = file.metadata()?.len();
-            let whole = match size.cmp(&total) {
-                Ordering::Less => size / PIECE,
-                Ordering::Equal => total.div_ceil(PIECE),
-                Ordering::Greater => 0,
-            };
+            if size > total || size == 0 {
+                // What is noted is of another file.
+                let _ = fs::remove_file(beside);
+                file.set_len(0)?;
+            }
             let mut buffer = Vec::new();
-            let nodes = (0..whole).map(|index| {
-                let at = index * PIECE;
-                buffer.resize(PIECE.min(total - at) as usize, 0);
-                file.read_exact_at(&mut buffer, at)?;
-                Ok(Node::of(at, total, [&buffer[..]]))
-            });
-            let nodes = nodes.collect::<io::Result<Vec<_>>>()?;
-            file.set_len((whole * PIECE).min(total))?;
+            let mut nodes = vec![None; pieces as usize];
+            for index in done.into_iter().filter(|index| *index < pieces) {
+                let (at, end) = (index * PIECE, ((index + 1) * PIECE).min(total));
+                if end <= size && size <= total {
+                    buffer.resize((end - at) as usize, 0);
+                    file.read_exact_at(&mut buffer, at)?;
+                    nodes[index as usize] = Some(Node::of(at, total, &buffer));
+                }
+            }
             Ok(nodes)
         };
         Ok(blocking(hash).await.at("read", &path)?)
     }
 
-    async fn write(&self, partial: &Partial, piece: Piece) -> Result<(), Trouble> {
-        let file = partial.file.clone();
-        let write = move || -> io::Result<()> {
-            let mut at = piece.index * PIECE;
-            for bytes in &piece.bytes {
-                file.write_all_at(bytes, at)?;
-                at += bytes.len() as u64;
-            }
-            Ok(())
-        };
-        Ok(blocking(write).await.at("write", &partial.path)?)
-    }
-
-    /// Gives whole bytes their place. Durable first: after a loss of power a name with the right
-    /// size would be believed.
+    /// Gives whole bytes their place. They are not made durable, which would take longer than the
+    /// transfer: nobody believes bytes after a loss of power without hashing them.
     async fn finish(&self, part: &Part, partial: Partial, sink: &Sink) -> Result<(), Trouble> {
         let (cache, digest, sink) = (self.cache.clone(), part.digest, sink.clone());
         let place = move || -> crate::Result<()> {
             let Partial { path, file } = &partial;
             file.set_permissions(Permissions::from_mode(0o444)).at("set the mode of", path)?;
-            file.sync_data().at("sync", path)?;
             crash_point!("fetch.before-place");
             match sink {
                 Sink::Cache => store::place(cache.layout(), path, &digest, Kind::File)?,
@@ -238,38 +253,34 @@ impl Transfer {
         self,
         part: Part,
         index: u64,
-        room: OwnedSemaphorePermit,
-    ) -> Result<Piece, Trouble> {
+        file: Arc<File>,
+        _room: OwnedSemaphorePermit,
+    ) -> Result<(u64, Node), Trouble> {
         let (start, end) = (index * PIECE, ((index + 1) * PIECE).min(part.bytes));
         let patience = self.patience.clone();
         let mut tries = patience.tries();
-        let (mut bytes, mut at) = (Vec::new(), start);
-        while at < end {
-            match self.stream(&part, at..end, &mut bytes).await {
-                Ok(None) => at = end,
-                Ok(Some(size)) => return Err(self.wrong_size(&part, size)),
-                Err(Fault::Absent) => {
+        let mut growing = Growing::new(start, part.bytes);
+        while start + growing.length() < end {
+            let before = growing.length();
+            let fault = match self.stream(&part, start..end, &file, &mut growing).await? {
+                Came::All => break,
+                Came::Size(size) => return Err(self.wrong_size(&part, size)),
+                Came::Less(Fault::Absent) => {
                     self.inner.forget(&part.digest);
                     let remote = self.inner.name.clone();
                     return Err(Trouble::Missing { remote, digest: part.digest });
                 }
-                Err(fault) => {
-                    let now = start + bytes.iter().map(|b: &Bytes| b.len() as u64).sum::<u64>();
-                    if now > at {
-                        tries.moved();
-                    }
-                    at = now;
-                    if let Err(fault) = tries.again(fault).await {
-                        return Err(self.given_up(&part, fault).await);
-                    }
-                }
+                Came::Less(fault) => fault,
+            };
+            if growing.length() > before {
+                tries.moved();
+            }
+            if let Err(fault) = tries.again(fault).await {
+                return Err(self.given_up(&part, fault).await);
             }
         }
         tries.moved();
-        let hashed = bytes.clone();
-        let node = move || Node::of(start, part.bytes, hashed.iter().map(|b| &b[..]));
-        let node = blocking(node).await;
-        Ok(Piece { index, node, bytes, _room: room })
+        Ok((index, growing.node()))
     }
 
     /// A range that is refused may be one that a shorter object does not have.
@@ -288,39 +299,52 @@ impl Transfer {
         Trouble::Damaged { remote: self.inner.name.clone(), digest: part.digest, what }
     }
 
-    /// Appends what comes of `range`; gives the object's size when it is not what it should be.
+    /// Writes and hashes what comes of a piece, from where it was left: both at once, while the bytes
+    /// are in the processor's own memory.
     async fn stream(
         &self,
         part: &Part,
-        range: Range<u64>,
-        bytes: &mut Vec<Bytes>,
-    ) -> Result<Option<u64>, Fault> {
-        let whole = range == (0..part.bytes);
-        let mut left = range.end - range.start;
-        let asked = if whole { None } else { Some(range) };
-        let mut body = self.inner.transport.get(&layout::object(&part.digest), asked).await?;
-        if body.size != part.bytes {
-            return Ok(Some(body.size));
-        }
-        while left > 0 {
-            let Some(mut piece) = body.stream.next().await.transpose()? else {
-                return Err(Fault::Down("the answer was cut off".to_string()));
+        piece: Range<u64>,
+        file: &File,
+        growing: &mut Growing,
+    ) -> Result<Came, Trouble> {
+        let mut at = piece.start + growing.length();
+        let asked = at..piece.end;
+        let asked = if asked == (0..part.bytes) { None } else { Some(asked) };
+        let got = self.inner.transport.get(&layout::object(&part.digest), asked).await;
+        let mut body = match got {
+            Ok(body) if body.size == part.bytes => body,
+            Ok(body) => return Ok(Came::Size(body.size)),
+            Err(fault) => return Ok(Came::Less(fault)),
+        };
+        while at < piece.end {
+            let mut bytes = match body.stream.next().await {
+                Some(Ok(bytes)) => bytes,
+                Some(Err(fault)) => return Ok(Came::Less(fault)),
+                None => return Ok(Came::Less(Fault::Down("the answer was cut off".to_string()))),
             };
-            piece.truncate(left as usize);
-            left -= piece.len() as u64;
-            self.progress.moved(piece.len() as u64);
-            bytes.push(piece);
+            bytes.truncate((piece.end - at) as usize);
+            let keep = || -> io::Result<()> {
+                file.write_all_at(&bytes, at)?;
+                growing.add(&bytes);
+                Ok(())
+            };
+            let staging = self.cache.layout().dir("staging");
+            tokio::task::block_in_place(keep).at("write to", &staging)?;
+            at += bytes.len() as u64;
+            self.progress.moved(bytes.len() as u64);
         }
-        Ok(None)
+        Ok(Came::All)
     }
 }
 
-/// A piece that has come. It takes room until its bytes are written.
-struct Piece {
-    index: u64,
-    node: Node,
-    bytes: Vec<Bytes>,
-    _room: OwnedSemaphorePermit,
+/// How much came of a piece.
+enum Came {
+    All,
+    /// Not all, and why.
+    Less(Fault),
+    /// Nothing, since the object has this size and not what it should have.
+    Size(u64),
 }
 
 /// Opens and locks `path`, made when it is not there; none when somebody else has the lock.

@@ -39,7 +39,8 @@ pub struct Fetched {
 
 impl Remote {
     /// Brings the bytes of `outputs` into the cache; those that are there already cost nothing.
-    /// A lease of the caller's own should hold them before, so that they stay also afterwards.
+    /// They are not durable yet; the next group commit makes them so, and after a loss of power they
+    /// are hashed before use. A lease of the caller's own should hold them before, so that they stay also afterwards.
     /// A fetch that breaks off, also by a kill, is gone on with by the next.
     ///
     /// # Errors
@@ -69,7 +70,7 @@ impl Remote {
         let fetched = self.work(Way::Read, Length::Transfer, work)?;
         for output in wanted {
             self.inner.set_damaged(&output.digest, false);
-            cache.trust(output);
+            cache.believe(output);
         }
         Ok(fetched)
     }

@@ -18,6 +18,7 @@ use crate::cache::Cache;
 use crate::digest::{Digest, Key};
 use crate::remote::address::Address;
 use crate::remote::breaker::{Breaker, FAILURES};
+use crate::remote::buffers::Buffers;
 use crate::remote::directory::Directory;
 use crate::remote::lease::Observed;
 use crate::remote::objects::Objects;
@@ -55,6 +56,7 @@ pub(super) struct Inner {
     /// Whether a conditional put works as it should, once that was tried.
     pub conditional: OnceCell<bool>,
     memory: Arc<Semaphore>,
+    pub buffers: Buffers,
     known: Mutex<HashMap<Digest, u64>>,
     damaged: Mutex<HashSet<Digest>>,
     pub leases: Mutex<HashMap<Key, Observed>>,
@@ -128,6 +130,7 @@ impl Remote {
             laid_out: OnceCell::new(),
             conditional: OnceCell::new(),
             memory: Arc::new(Semaphore::new(MEMORY as usize)),
+            buffers: Buffers::default(),
             known: Mutex::default(),
             damaged: Mutex::default(),
             leases: Mutex::default(),
@@ -163,6 +166,9 @@ impl Remote {
         };
         breaker.ask(Instant::now()).map_err(|why| inner.unavailable(why))?;
         let result = inner.block_on(work);
+        if length == Length::Transfer {
+            inner.buffers.clear();
+        }
         match &result {
             Err(Trouble::Unavailable { why, .. }) => {
                 // A transfer that gives up has tried often.

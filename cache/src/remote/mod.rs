@@ -42,6 +42,7 @@ mod artifact;
 mod assemble;
 mod blob;
 mod breaker;
+mod buffers;
 mod credentials;
 mod directory;
 mod envelope;

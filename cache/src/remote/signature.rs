@@ -103,7 +103,8 @@ impl SigningKey {
         let path = path.display();
         if mode & 0o077 != 0 {
             return Err(Trouble::Settings(format!(
-                "the private key `{path}` can be read by others (mode {:o})\nhint: chmod 600 {path}",
+                "the private key `{path}` can be read by others (mode {:o})\n\
+                 hint: chmod 600 {path}",
                 mode & 0o7777
             )));
         }

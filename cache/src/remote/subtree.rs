@@ -11,20 +11,46 @@ use crate::digest::Digest;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Node([u8; 32]);
 
-impl Node {
-    /// Of the bytes from `offset` on, of `total` in all.
-    pub fn of<'a>(offset: u64, total: u64, pieces: impl IntoIterator<Item = &'a [u8]>) -> Node {
+/// A piece that comes bit by bit.
+pub(super) struct Growing {
+    hasher: Hasher,
+    offset: u64,
+    length: u64,
+    total: u64,
+}
+
+impl Growing {
+    /// One that begins at `offset`, of `total` bytes in all.
+    pub fn new(offset: u64, total: u64) -> Growing {
         let mut hasher = Hasher::new();
         hasher.set_input_offset(offset);
-        let mut length = 0;
-        for piece in pieces {
-            hasher.update(piece);
-            length += piece.len() as u64;
+        Growing { hasher, offset, length: 0, total }
+    }
+
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+    }
+
+    /// Bytes so far.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub fn node(&self) -> Node {
+        if self.offset == 0 && self.length == self.total {
+            return Node(*self.hasher.finalize().as_bytes());
         }
-        if offset == 0 && length == total {
-            return Node(*hasher.finalize().as_bytes());
-        }
-        Node(hasher.finalize_non_root())
+        Node(self.hasher.finalize_non_root())
+    }
+}
+
+impl Node {
+    /// Of the bytes from `offset` on, of `total` in all.
+    pub fn of(offset: u64, total: u64, bytes: &[u8]) -> Node {
+        let mut growing = Growing::new(offset, total);
+        growing.add(bytes);
+        growing.node()
     }
 
     pub fn hex(&self) -> String {
@@ -73,11 +99,15 @@ mod tests {
                     .enumerate()
                     .map(|(i, part)| {
                         let (a, b) = part.split_at(part.len() / 3);
-                        Node::of((i * piece) as u64, total as u64, [a, b])
+                        let mut growing = Growing::new((i * piece) as u64, total as u64);
+                        growing.add(a);
+                        growing.add(b);
+                        assert_eq!(growing.length(), part.len() as u64);
+                        growing.node()
                     })
                     .collect();
                 if total == 0 {
-                    nodes.push(Node::of(0, 0, []));
+                    nodes.push(Node::of(0, 0, &[]));
                 }
                 let found = join(&nodes, piece as u64, total as u64);
                 assert_eq!(found, Digest::of(bytes), "{total} in pieces of {piece}");

@@ -4,8 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -275,10 +274,15 @@ impl Transfer {
     /// Bytes of a local file and what they add to its digest.
     async fn read(&self, source: &Source, at: u64, length: u64) -> Result<(Node, Bytes), Trouble> {
         let (path, total) = (source.path.clone(), source.part.bytes);
+        let buffers = self.inner.buffers.clone();
         let read = move || -> io::Result<(Node, Bytes)> {
-            let mut buffer = vec![0; length as usize];
-            File::open(path)?.read_exact_at(&mut buffer, at)?;
-            Ok((Node::of(at, total, [&buffer[..]]), Bytes::from(buffer)))
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(at))?;
+            let mut buffer = buffers.take(length as usize);
+            if file.take(length).read_to_end(&mut buffer)? as u64 != length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok((Node::of(at, total, &buffer), Bytes::from_owner(buffer)))
         };
         match blocking(read).await {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
