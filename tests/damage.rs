@@ -169,3 +169,24 @@ fn records_and_marks_that_are_damaged_cost_nothing_but_themselves() {
         }
     }
 }
+
+#[test]
+fn a_damaged_entry_is_told_in_the_run_that_meets_it() {
+    let project = project();
+    project.write("open", "");
+    assert_eq!(project.run(&[]), "0 cached, 3 ran");
+    let all = files_below(&project.cache().join("entries"));
+    assert_eq!(all.len(), 3);
+    write(&all[0], b"{}");
+    let ran = project.pipe(&["run", "p.yaml"]);
+    let told = format!("{}{}", ran.stdout, ran.stderr);
+    assert_eq!(ran.code, Some(0), "{told}");
+    assert!(told.contains("is damaged and not used"), "{told}");
+    let again = project.pipe(&["run", "p.yaml"]);
+    assert!(!format!("{}{}", again.stdout, again.stderr).contains("damaged"), "told once");
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let items = fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
+    items.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}

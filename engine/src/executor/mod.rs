@@ -255,6 +255,7 @@ impl<'a> Executor<'a> {
             }
             self.tell_skipped();
             self.keep_hits();
+            self.tell_damage();
             if self.schedule.finished() {
                 break;
             }
@@ -273,6 +274,7 @@ impl<'a> Executor<'a> {
             self.hear(heard);
         }
         self.finish_sharing();
+        self.tell_damage();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.interrupted = self.stopping > 0;
         let summary = self.summary.clone();
@@ -373,6 +375,13 @@ impl<'a> Executor<'a> {
     fn keep_hits(&mut self) {
         let hits = std::mem::take(&mut self.hits);
         let _ = self.lease.hold(&hits);
+    }
+
+    /// Tells what the store met that is damaged, once each.
+    fn tell_damage(&mut self) {
+        for text in self.cache.take_reports() {
+            self.emit(Event::Note { text });
+        }
     }
 
     fn fail_early(&mut self, at: usize, failure: Failure, message: String) {
