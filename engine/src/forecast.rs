@@ -1,10 +1,12 @@
 //! What a run would do, and why: the same keys and lookups as a run, nothing executed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use cache::{Cache, Entry, Key};
 
 use crate::hub;
+use crate::inputs::{Fetched, UserFile};
 use crate::key::{Difference, PreImage, differences};
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
@@ -58,8 +60,23 @@ pub enum Reason {
     },
 }
 
-/// The forecast of every step in `steps` (positions in plan order; upstream included). A hub is
-/// asked what a revision is, once each; nothing is fetched.
+/// What steps read that no step makes.
+pub struct Seen {
+    /// The user's files by pattern.
+    pub files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    /// What is here of what a hub has, by the text after `hf:`.
+    pub hub: BTreeMap<String, Result<Fetched, String>>,
+}
+
+/// Looks at what `steps` read that no step makes. A hub is asked what a revision is, once each;
+/// nothing is fetched.
+pub fn see(plan: &Plan, steps: &[usize], cache: &Cache, hub: &hub::Settings) -> Seen {
+    let look = |name: String| Some((name.clone(), lookup::look_for(hub, cache, &name)?));
+    let hub = lookup::hub_names(plan, steps).into_iter().filter_map(look).collect();
+    Seen { files: lookup::user_files(plan, steps, cache), hub }
+}
+
+/// The forecast of every step in `steps` (positions in plan order; upstream included).
 pub fn forecast(
     plan: &Plan,
     steps: &[usize],
@@ -67,9 +84,17 @@ pub fn forecast(
     cache: &Cache,
     hub: &hub::Settings,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
-    let files = lookup::user_files(plan, steps, cache);
-    let look = |name: String| Some((name.clone(), lookup::look_for(hub, cache, &name)?));
-    let hub: BTreeMap<_, _> = lookup::hub_names(plan, steps).into_iter().filter_map(look).collect();
+    forecast_seen(plan, steps, registry, cache, &see(plan, steps, cache, hub))
+}
+
+/// The same for whoever has looked.
+pub fn forecast_seen(
+    plan: &Plan,
+    steps: &[usize],
+    registry: Registry,
+    cache: &Cache,
+    Seen { files, hub }: &Seen,
+) -> anyhow::Result<HashMap<usize, Forecast>> {
     let mut found: HashMap<usize, Forecast> = HashMap::new();
     for &step in steps {
         let unknown = |s: &usize| !matches!(found.get(s), Some(Forecast::Cached { .. }));
@@ -89,7 +114,7 @@ pub fn forecast(
             Forecast::Cached { entry } => Some(&entry.outputs[..]),
             _ => None,
         };
-        let inputs = Inputs { plan, files: &files, hub: &hub, outputs: &outputs };
+        let inputs = Inputs { plan, files, hub, outputs: &outputs };
         let one = match lookup::pre_image(&inputs, step, registry) {
             Err(message) => Forecast::Broken { message },
             Ok(image) => look_up(plan, step, &image, cache)?,

@@ -1,5 +1,9 @@
 //! Words for what a run would do and why, shared by `plan` and `why`.
 
+use std::collections::HashMap;
+
+use cache::Cache;
+use engine::cause;
 use engine::forecast::{Forecast, Reason};
 use engine::key::{Difference, InputId};
 use engine::plan::{Place, Plan, Source, Step};
@@ -155,4 +159,54 @@ pub fn to_json(plan: &Plan, step: usize, forecast: &Forecast) -> Value {
         Forecast::Broken { message } => object["message"] = json!(message),
     }
     object
+}
+
+/// Steps told behind the inputs of one, at most.
+const DEPTH: usize = 12;
+
+/// What is behind the inputs that changed, up the steps: of each step that made other bytes, in what
+/// it differs from when it made the earlier ones.
+pub fn causes(
+    plan: &Plan,
+    found: &HashMap<usize, Forecast>,
+    cache: &Cache,
+    step: usize,
+) -> Vec<Value> {
+    let Some(Forecast::Runs { reason: Reason::Changed { differences, .. }, .. }) = found.get(&step)
+    else {
+        return Vec::new();
+    };
+    behind(plan, found, cache, (step, differences), &mut Vec::new())
+}
+
+/// The same behind `differences` of a step; each step is told once (`told`).
+pub fn behind(
+    plan: &Plan,
+    found: &HashMap<usize, Forecast>,
+    cache: &Cache,
+    (step, differences): (usize, &[Difference]),
+    told: &mut Vec<usize>,
+) -> Vec<Value> {
+    let mut all = Vec::new();
+    for one in differences {
+        for cause in cause::behind(plan, found, cache, step, one) {
+            if told.len() >= DEPTH || told.contains(&cause.step) {
+                continue;
+            }
+            told.push(cause.step);
+            let words = cause.differences.iter().map(|d| difference(plan, cause.step, d));
+            let words: Vec<String> = words.collect();
+            let mut object = json!({
+                "step": plan.steps[cause.step].name,
+                "differences": cause.differences,
+                "because": words,
+            });
+            let upstream = behind(plan, found, cache, (cause.step, &cause.differences), told);
+            if !upstream.is_empty() {
+                object["causes"] = upstream.into();
+            }
+            all.push(object);
+        }
+    }
+    all
 }
