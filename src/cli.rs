@@ -209,7 +209,8 @@ pub struct Run {
 
 /// Seconds.
 fn time(text: &str) -> Result<f64, String> {
-    engine::spec::parse_duration(text).ok_or_else(|| "write a time as `90s`, `45m`, `6h` or `2d`".into())
+    engine::spec::parse_duration(text)
+        .ok_or_else(|| "write a time as `90s`, `45m`, `6h` or `2d`".into())
 }
 
 #[derive(Args)]

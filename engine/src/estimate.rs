@@ -3,7 +3,7 @@
 //! artifacts where they are cached, else from what a cost model says of what it will make.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use cache::{Cache, Entry, Key};
@@ -182,7 +182,8 @@ impl Estimator<'_> {
                 Some(Ok(fetched)) => {
                     // Its files lie apart: what it is stands in one of them.
                     let config = fetched.files.iter().find(|(name, _)| name == "config.json");
-                    let (name, path) = config.or(fetched.files.first()).cloned().unwrap_or_default();
+                    let (name, path) =
+                        config.or(fetched.files.first()).cloned().unwrap_or_default();
                     vec![self.there(&name, &path, fetched.bytes, None)]
                 }
                 _ => Vec::new(),
@@ -223,15 +224,39 @@ impl Estimator<'_> {
 
 /// Sizes of artifacts that a cost model does not tell, as those of a like step.
 fn fill(makes: &mut BTreeMap<String, Vec<Artifact>>, price: &Price) {
-    for (port, index, bytes) in &price.outputs {
-        let made = makes.entry(port.clone()).or_default();
-        match made.iter_mut().find(|artifact| artifact.index == *index) {
-            Some(artifact) => artifact.bytes = artifact.bytes.or(Some(*bytes)),
-            None => made.push(Artifact {
-                index: *index,
-                bytes: Some(*bytes),
-                ..Artifact::default()
-            }),
+    let ports: BTreeSet<&String> = price.outputs.iter().map(|(port, ..)| port).collect();
+    for port in ports {
+        let sizes = price.outputs.iter().filter(|(other, ..)| other == port);
+        let sizes: Vec<_> = sizes.map(|(_, index, bytes)| (*index, Some(*bytes))).collect();
+        match makes.get_mut(port).map(Vec::as_mut_slice) {
+            // Numbers are the model's to know.
+            Some([one]) if sizes.len() == 1 => one.bytes = one.bytes.or(sizes[0].1),
+            Some([_, ..]) => {}
+            _ => {
+                let artifact = |(index, bytes)| Artifact { index, bytes, ..Artifact::default() };
+                makes.insert(port.clone(), sizes.into_iter().map(artifact).collect());
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_fills_what_a_model_leaves_open_and_changes_nothing_else() {
+        let artifact = |index, bytes| Artifact { index, bytes, ..Artifact::default() };
+        let mut makes: BTreeMap<String, Vec<Artifact>> = [
+            ("told".to_string(), vec![artifact(Some(1), Some(5))]),
+            ("open".to_string(), vec![artifact(Some(1), None)]),
+        ]
+        .into();
+        let outputs = ["told", "open", "new"].map(|port| (port.to_string(), Some(0), 9)).to_vec();
+        let price = Price { seconds: 1.0, bytes: 27, outputs, work: 1.0, unlike: 0 };
+        fill(&mut makes, &price);
+        assert_eq!(makes["told"], [artifact(Some(1), Some(5))]);
+        assert_eq!(makes["open"], [artifact(Some(1), Some(9))]);
+        assert_eq!(makes["new"], [artifact(Some(0), Some(9))]);
     }
 }

@@ -58,11 +58,7 @@ impl Past {
 
 /// The price of `step` by the most like of `past`, which are of its stage. `times` says how many
 /// times the work of one of them it is, where the stage can tell; parameters do otherwise.
-pub fn price(
-    step: &Step,
-    past: &[Past],
-    times: &dyn Fn(&Past) -> Option<f64>,
-) -> Option<Price> {
+pub fn price(step: &Step, past: &[Past], times: &dyn Fn(&Past) -> Option<f64>) -> Option<Price> {
     let of = |past: &Past| {
         let Past { entry, image } = past;
         let seconds = entry.provenance.get("seconds")?.as_f64()?;
@@ -77,8 +73,7 @@ pub fn price(
         let data = ratio(then, &step.params, &DATA);
         let scaled = |bytes: u64| (bytes as f64 * data) as u64;
         let all = entry.outputs.iter();
-        let outputs: Vec<_> =
-            all.map(|o| (o.port.clone(), o.index, scaled(o.bytes))).collect();
+        let outputs: Vec<_> = all.map(|o| (o.port.clone(), o.index, scaled(o.bytes))).collect();
         let bytes = outputs.iter().map(|(.., bytes)| bytes).sum();
         let unlike = unlike(then, &step.params);
         Some(Price { seconds: seconds * work, bytes, outputs, work, unlike })

@@ -33,7 +33,9 @@ pub fn plan(args: cli::Plan) -> Result<ExitCode> {
     let total = priced::total(plan, &open, &priced.estimates, priced::jobs());
     let sums = Sums::new(plan, &open, &priced.estimates);
     match args.json {
-        true => out::line(serde_json::to_string_pretty(&whole(plan, &cache, &priced, &total, &sums))?),
+        true => {
+            out::line(serde_json::to_string_pretty(&whole(plan, &cache, &priced, &total, &sums))?)
+        }
         false => tell(plan, &priced, &total, &sums),
     }
     Ok(code)
@@ -93,13 +95,7 @@ fn flop(flops: f64) -> String {
     format!("{value:.1} {}FLOP", units[unit])
 }
 
-fn whole(
-    plan: &Plan,
-    cache: &cache::Cache,
-    priced: &Priced,
-    total: &Total,
-    sums: &Sums,
-) -> Value {
+fn whole(plan: &Plan, cache: &cache::Cache, priced: &Priced, total: &Total, sums: &Sums) -> Value {
     let one = |step: usize| {
         let mut object = to_json(plan, step, &priced.found[&step]);
         let found = causes(plan, &priced.found, cache, step);
@@ -182,9 +178,18 @@ fn tell(plan: &Plan, priced: &Priced, total: &Total, sums: &Sums) {
         };
         counts[at] += 1;
         let name = clean(&plan.steps[step].name);
-        let line = format!("{painted}  {name:<width$}  {}", clean(&text));
         let device = device(&plan.steps[step]).map_or(String::new(), |d| format!(" ({d})"));
+        let text = clean(&text);
+        // What does not fit beside the name goes below it.
+        let beside = 10 + width + text.chars().count() + device.len() <= COLUMNS;
+        let (line, below) = match beside {
+            true => (format!("{painted}  {name:<width$}  {text}"), String::new()),
+            false => (format!("{painted}  {name}"), text),
+        };
         out::line(format!("{}{}", line.trim_end(), paint.dim(&device)));
+        if !below.is_empty() {
+            out::line(format!("        {below}"));
+        }
         if let Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } = found {
             for one in differences {
                 out::line(format!("        {}", paint.dim(&difference(plan, step, one))));

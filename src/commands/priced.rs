@@ -49,8 +49,7 @@ pub fn priced(
     };
     let estimates = estimator.estimates(steps, forced);
     let version = |step: &Step| super::REGISTRY.get(&step.stage).map(|stage| stage.version);
-    let certain =
-        |step: usize| forced(step) || fit::certain(plan, &found, cache, &version, step);
+    let certain = |step: usize| forced(step) || fit::certain(plan, &found, cache, &version, step);
     let refusals = fit::refusals(&estimates, &machine(cache), &certain);
     Ok(Priced { found, estimates, refusals })
 }

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
-use engine::event::{Event, Stamped, Summary};
 use engine::estimate::Estimate;
+use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Budget, Left, Options, Outcome, Setting, Why};
 use engine::forecast::Seen;
-use engine::pool::Launcher;
-use engine::run::{Asked, Past, Record};
 use engine::lookup;
 use engine::plan::Plan;
+use engine::pool::Launcher;
+use engine::run::{Asked, Past, Record};
 use engine::spec::Loaded;
 
 use super::priced;
@@ -126,7 +126,9 @@ fn tell_left(plan: &Plan, left: &[Left], budget: Option<f64>) {
         let budget = budget.unwrap_or(0.0);
         out::message(match why {
             Why::Cut => {
-                format!("left: `{name}` was stopped when time was up; it goes on from its checkpoint")
+                format!(
+                    "left: `{name}` was stopped when time was up; it goes on from its checkpoint"
+                )
             }
             Why::TooLong { takes, .. } if *takes > budget => format!(
                 "left: `{name}` takes about {}, more than the whole budget of {}",

@@ -11,7 +11,7 @@ use engine::forecast::{self, Forecast, Reason};
 use engine::key::{Difference, PreImage};
 use engine::plan::Plan;
 
-use super::forecast::{causes, difference, fetches, to_json};
+use super::forecast::{at, causes, difference, fetches, to_json};
 use crate::cli::OfStep;
 use crate::out::{self, clean};
 
@@ -62,8 +62,7 @@ fn explained(
         let words = differences.iter().map(|d| difference(plan, step, d));
         object["differs"] = words.collect::<Vec<_>>().into();
         object["nearest"] = serde_json::json!(nearest.key);
-        behind =
-            super::forecast::behind(plan, found, cache, (step, &differences), &mut Vec::new());
+        behind = super::forecast::behind(plan, found, cache, (step, &differences), &mut Vec::new());
     }
     if !behind.is_empty() {
         object["causes"] = behind.into();
@@ -98,7 +97,8 @@ impl Why<'_> {
                 out::line(format!("{indent}nothing like it was done before"));
             }
             Forecast::Runs { reason: Reason::Always, .. } => {
-                out::line(format!("{indent}it says `cache: false`"))
+                let place = at(&self.plan.steps[step].place);
+                out::line(format!("{indent}it says `cache: false` ({})", clean(&place)));
             }
             Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } => {
                 self.tell(step, differences, indent, told);

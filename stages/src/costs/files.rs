@@ -38,11 +38,7 @@ pub fn model(config: &Config) -> Option<u64> {
 }
 
 /// Bytes of the file of one layer of a student: of those of its tensors that `select` picks.
-pub fn layer(
-    config: &Config,
-    number: usize,
-    select: impl Fn(&FileTensor) -> bool,
-) -> Option<u64> {
+pub fn layer(config: &Config, number: usize, select: impl Fn(&FileTensor) -> bool) -> Option<u64> {
     let (_, layout) = block(config, number)?;
     let specs: Vec<Spec> = layout.files().iter().filter(|file| select(file)).map(spec).collect();
     let config = serde_json::to_string(config).ok()?;

@@ -11,6 +11,9 @@ use crate::train::device::Device;
 /// Bytes of a number in the host's memory.
 pub const F32: u64 = 4;
 
+/// Bytes of memory that a program takes for itself, about.
+pub const PROGRAM: u64 = 16 << 20;
+
 /// What a model consists of.
 pub struct Sizes {
     /// Its configuration.
@@ -107,8 +110,7 @@ pub fn mixing_of(config: &Config, kind: MixerKind, seq: usize) -> f64 {
 
 /// Numbers that a block keeps of each token.
 fn saved_of(config: &Config, kind: MixerKind, seq: usize, back: bool) -> u64 {
-    let (d, inner, heads) =
-        (config.d_model as u64, config.d_inner() as u64, config.heads as u64);
+    let (d, inner, heads) = (config.d_model as u64, config.d_inner() as u64, config.heads as u64);
     let mlp = 3 * config.ffn as u64 + 3 * d;
     mlp + match kind {
         MixerKind::Attention => {

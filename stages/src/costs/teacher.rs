@@ -5,7 +5,7 @@ use safetensors::Dtype;
 
 use super::about::{About, Sequences, model, tokens};
 use super::files;
-use super::sizes::{F32, Sizes};
+use super::sizes::{F32, PROGRAM, Sizes};
 use crate::assemble::{Assemble, Kept, KeptWord};
 use crate::cache_teacher::{CacheTeacher, Number, Signal};
 use crate::evaluate::Evaluate;
@@ -31,7 +31,7 @@ pub(super) fn amount(likely: u64, least: u64, sure: bool, lower: &str) -> Amount
 
 /// Weights in the host's memory, and on a device where that is used.
 fn weights(parameters: u64, device: Device, sure: bool, lower: &str) -> (Amount, Amount) {
-    let host = amount(F32 * parameters, F32 * parameters, sure, lower);
+    let host = amount(PROGRAM + F32 * parameters, F32 * parameters, sure, lower);
     let frozen = FROZEN * parameters;
     let device = match device {
         Device::Cuda => amount(frozen, frozen, sure, lower),
@@ -44,7 +44,10 @@ impl Costed for Teacher {
     fn cost(params: &teacher::Params, known: &Known) -> Option<Cost> {
         let artifact = known.one("model")?;
         let Some(About::Model(config)) = About::of(artifact) else {
-            return Some(Cost { work: artifact.bytes.map(|bytes| bytes as f64), ..Cost::default() });
+            return Some(Cost {
+                work: artifact.bytes.map(|bytes| bytes as f64),
+                ..Cost::default()
+            });
         };
         // Which token parts documents is no size: what follows counts with what is here.
         let config = Config { separator: params.mask_documents.then_some(0), ..config };
@@ -113,7 +116,8 @@ impl Holds {
             Number::Bf16 => Dtype::BF16,
         };
         let attention = has(Signal::Attention).then_some(params.attention);
-        let count = if has(Signal::Hidden) || attention.is_some() { config.layers.len() } else { 0 };
+        let count =
+            if has(Signal::Hidden) || attention.is_some() { config.layers.len() } else { 0 };
         let layer = |layer: usize| {
             let shape = Shape {
                 layer,
@@ -253,7 +257,8 @@ impl Costed for Assemble {
             written: Some(bytes),
             memory,
             disk: amount(bytes, bytes, sure, "make room"),
-            makes: [("model".to_string(), vec![About::Model(student).made(Some(bytes), sure)])].into(),
+            makes: [("model".to_string(), vec![About::Model(student).made(Some(bytes), sure)])]
+                .into(),
             ..Cost::default()
         })
     }
@@ -274,7 +279,14 @@ impl Costed for Evaluate {
         // What benchmarks and probes hold is not known before they are read.
         let asked = known.has("tasks") || params.probes.any();
         let flops = if asked { None } else { text_flops(params, known, &models) };
-        Some(Cost { flops, work: flops, read: known.all_bytes(), memory, device, ..Cost::default() })
+        Some(Cost {
+            flops,
+            work: flops,
+            read: known.all_bytes(),
+            memory,
+            device,
+            ..Cost::default()
+        })
     }
 }
 

@@ -30,7 +30,8 @@ impl Costed for Tokenize {
         };
         let about = About::Tokens { vocab, seq: params.seq, sequences: None };
         let made = |port: &str| {
-            let shard = Artifact { sure: tokenizer.sure || vocab.is_none(), ..about.made(None, true) };
+            let shard =
+                Artifact { sure: tokenizer.sure || vocab.is_none(), ..about.made(None, true) };
             (port.to_string(), vec![shard])
         };
         Some(Cost {

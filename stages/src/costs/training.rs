@@ -7,9 +7,9 @@
 use engine::stage::cost::{Amount, Artifact, Cost, Costed, Known};
 
 use super::about::{About, model, tokens};
-use super::sizes::{self, F32, Sizes, block, mixing_of, on_device};
-use super::teacher::amount;
 use super::files;
+use super::sizes::{self, F32, PROGRAM, Sizes, block, mixing_of, on_device};
+use super::teacher::amount;
 use crate::align::{self, Align, Target};
 use crate::distill::{self, Distill, Train};
 use crate::models::transfer::{Sizes as Mixers, student_config};
@@ -26,7 +26,8 @@ const FROZEN: u64 = 2;
 /// Bytes of an activation on a device.
 const ACTIVATION: u64 = 2;
 /// What lowers the memory of a step that trains on the host.
-const HOST: &str = "train fewer layers in a step, or take a smaller model or a machine with more memory";
+const HOST: &str =
+    "train fewer layers in a step, or take a smaller model or a machine with more memory";
 /// The same on a device.
 const ON_DEVICE: &str =
     "lower `micro_batch`, train fewer layers in a step, or take a device with more memory";
@@ -55,12 +56,12 @@ impl Held {
             let least = TRAINED * self.trained + frozen;
             let (each, tokens) = self.on_device.unwrap_or_default();
             let likely = least + ACTIVATION * each * tokens;
-            let host = amount(F32 * weights, F32 * weights, sure, HOST);
+            let host = amount(PROGRAM + F32 * weights, F32 * weights, sure, HOST);
             return (host, amount(likely, least, sure, ON_DEVICE));
         }
         let shards = SHARDS as u64;
         let least = F32 * (weights + shards * self.own + 3 * self.trained);
-        (amount(least + F32 * self.batch, least, sure, HOST), Amount::default())
+        (amount(PROGRAM + least + F32 * self.batch, least, sure, HOST), Amount::default())
     }
 }
 
@@ -377,7 +378,8 @@ impl Costed for Distill {
         };
         let (mut memory, device) = held.amounts(params.device, sure);
         if !mixers {
-            memory.lower = "set `train: mixers`, or take a smaller model or a machine with more memory".into();
+            memory.lower =
+                "set `train: mixers`, or take a smaller model or a machine with more memory".into();
         }
         let bytes = files::model(&student.config)?;
         let kept = checkpoint(params.checkpoint_every, params.updates, own);
