@@ -412,7 +412,7 @@ const SAME: &[Case] = &[
     Case {
         name: "a comment",
         step: "tokens",
-        edits: &[("p.yaml", "seq: 16", "seq: 16 # short")],
+        edits: &[("p.yaml", "holdout: 0.2 }", "holdout: 0.2 } # a little")],
         ..CASE
     },
     Case {
@@ -584,10 +584,15 @@ fn another_version_of_a_stage_is_named() {
 #[test]
 fn another_revision_of_a_hub_is_named() {
     let hub = Hub::new("o/n");
-    let blob = |text: &str| Blob { bytes: text.into(), etag: "e".into(), elsewhere: false };
+    let blob = |text: &str| Blob {
+        bytes: text.into(),
+        etag: format!("etag-{}", text.len()),
+        elsewhere: false,
+    };
+    let files = || vec![("config.json", blob("{}")), ("model.safetensors", blob("weights"))];
     let (old, new) =
         ("00000000000000000000000000000000000000aa", "00000000000000000000000000000000000000bb");
-    hub.commit("main", old, vec![("config.json", blob("{}"))]);
+    hub.commit("main", old, files());
     let mut project = Project::with(
         "steps:
   list: { stage: command, in: { m: 'hf:o/n@main' }, run: [sh, -c, 'ls ${in.m} > ${out.o}'], out: [o] }
@@ -601,7 +606,7 @@ fn another_revision_of_a_hub_is_named() {
         project.env(name, "");
     }
     project.run(&[]);
-    hub.commit("main", new, vec![("config.json", blob("{}"))]);
+    hub.commit("main", new, files());
     project.run(&[]);
     let told = project.pipe(&["why", "list"]).stdout;
     let wanted =

@@ -55,6 +55,8 @@ pub struct Estimator<'a> {
     pub registry: Registry,
     /// The store.
     pub cache: &'a Cache,
+    /// Whether earlier results are asked how long they took.
+    pub history: bool,
     /// Reads what sizes depend on.
     pub about: About<'a>,
     /// What it read.
@@ -96,7 +98,10 @@ impl Estimator<'_> {
 
     fn history(&self, step: usize) -> History {
         let step = &self.plan.steps[step];
-        let entries = self.cache.recent(&step.stage, &step.name, RECENT);
+        let entries = match self.history {
+            true => self.cache.recent(&step.stage, &step.name, RECENT),
+            false => Vec::new(),
+        };
         let past = entries.into_iter().filter_map(Past::of).collect();
         History { past, work: RefCell::default() }
     }

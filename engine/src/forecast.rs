@@ -84,16 +84,18 @@ pub fn forecast(
     cache: &Cache,
     hub: &hub::Settings,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
-    forecast_seen(plan, steps, registry, cache, &see(plan, steps, cache, hub))
+    forecast_seen(plan, steps, registry, cache, &see(plan, steps, cache, hub), true)
 }
 
-/// The same for whoever has looked.
+/// The same for whoever has looked. Without `reasons`, which cost many reads, whatever runs is said
+/// to be the first of its kind.
 pub fn forecast_seen(
     plan: &Plan,
     steps: &[usize],
     registry: Registry,
     cache: &Cache,
     Seen { files, hub }: &Seen,
+    reasons: bool,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
     let mut found: HashMap<usize, Forecast> = HashMap::new();
     for &step in steps {
@@ -117,14 +119,20 @@ pub fn forecast_seen(
         let inputs = Inputs { plan, files, hub, outputs: &outputs };
         let one = match lookup::pre_image(&inputs, step, registry) {
             Err(message) => Forecast::Broken { message },
-            Ok(image) => look_up(plan, step, &image, cache)?,
+            Ok(image) => look_up(plan, step, &image, cache, reasons)?,
         };
         found.insert(step, one);
     }
     Ok(found)
 }
 
-fn look_up(plan: &Plan, step: usize, image: &PreImage, cache: &Cache) -> anyhow::Result<Forecast> {
+fn look_up(
+    plan: &Plan,
+    step: usize,
+    image: &PreImage,
+    cache: &Cache,
+    reasons: bool,
+) -> anyhow::Result<Forecast> {
     let key = image.key();
     if !plan.steps[step].cache {
         return Ok(Forecast::Runs { key, reason: Reason::Always });
@@ -132,7 +140,8 @@ fn look_up(plan: &Plan, step: usize, image: &PreImage, cache: &Cache) -> anyhow:
     if let Some(entry) = cache.lookup(&key)? {
         return Ok(Forecast::Cached { entry: Box::new(entry) });
     }
-    let reason = match nearest(cache, &plan.steps[step].name, image, &key) {
+    let earlier = reasons.then(|| nearest(cache, &plan.steps[step].name, image, &key)).flatten();
+    let reason = match earlier {
         Some((nearest, differences)) => Reason::Changed { nearest: Box::new(nearest), differences },
         None => Reason::First,
     };

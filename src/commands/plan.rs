@@ -11,7 +11,7 @@ use engine::price::Total;
 use serde_json::{Value, json};
 
 use super::forecast::{causes, device, difference, state, to_json};
-use super::priced::{self, Priced};
+use super::priced::{self, Priced, Wanted};
 use crate::cli;
 use crate::out::{self, Paint, bytes, clean, duration};
 
@@ -24,7 +24,8 @@ pub fn plan(args: cli::Plan) -> Result<ExitCode> {
     let plan = &loaded.plan;
     let steps: Vec<usize> = (0..plan.steps.len()).collect();
     let seen = forecast::see(plan, &steps, &cache, &super::hub());
-    let priced = priced::priced(plan, &steps, &cache, &seen, &|_| false)?;
+    let wanted = Wanted { reasons: true, times: true };
+    let priced = priced::priced(plan, &steps, &cache, &seen, &|_| false, wanted)?;
     let broken = priced.found.values().any(|f| matches!(f, Forecast::Broken { .. }));
     let wrong = broken || !priced.refusals.is_empty();
     let code = if wrong { ExitCode::from(2) } else { ExitCode::SUCCESS };
@@ -181,14 +182,12 @@ fn tell(plan: &Plan, priced: &Priced, total: &Total, sums: &Sums) {
         let device = device(&plan.steps[step]).map_or(String::new(), |d| format!(" ({d})"));
         let text = clean(&text);
         // What does not fit beside the name goes below it.
-        let beside = 10 + width + text.chars().count() + device.len() <= COLUMNS;
-        let (line, below) = match beside {
-            true => (format!("{painted}  {name:<width$}  {text}"), String::new()),
-            false => (format!("{painted}  {name}"), text),
-        };
-        out::line(format!("{}{}", line.trim_end(), paint.dim(&device)));
-        if !below.is_empty() {
-            out::line(format!("        {below}"));
+        if 10 + width + text.chars().count() + device.len() <= COLUMNS {
+            let line = format!("{painted}  {name:<width$}  {text}");
+            out::line(format!("{}{}", line.trim_end(), paint.dim(&device)));
+        } else {
+            out::line(format!("{painted}  {name}"));
+            out::line(format!("        {text}{}", paint.dim(&device)));
         }
         if let Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } = found {
             for one in differences {

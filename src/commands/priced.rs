@@ -26,6 +26,15 @@ pub struct Priced {
     pub refusals: Vec<Refusal>,
 }
 
+/// What is wanted beside states and sizes.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    /// Why steps run.
+    pub reasons: bool,
+    /// How long they take.
+    pub times: bool,
+}
+
 /// Prices those `steps` of `plan` that would run. Nothing is fetched; `seen` says what is here.
 pub fn priced(
     plan: &Plan,
@@ -33,8 +42,10 @@ pub fn priced(
     cache: &Cache,
     seen: &Seen,
     forced: &dyn Fn(usize) -> bool,
+    wanted: Wanted,
 ) -> Result<Priced> {
-    let found = forecast::forecast_seen(plan, steps, super::REGISTRY, cache, seen)?;
+    let registry = super::REGISTRY;
+    let found = forecast::forecast_seen(plan, steps, registry, cache, seen, wanted.reasons)?;
     let about = |name: &str, path: &std::path::Path| {
         ::stages::costs::describe(name, path).map(|about| about.value())
     };
@@ -42,8 +53,9 @@ pub fn priced(
         plan,
         found: &found,
         seen,
-        registry: super::REGISTRY,
+        registry,
         cache,
+        history: wanted.times,
         about: &about,
         read: RefCell::default(),
     };

@@ -99,7 +99,8 @@ fn look_ahead(
     // The hub is asked by the run itself, once.
     let seen = Seen { files: lookup::user_files(plan, &steps, cache), hub: Default::default() };
     let forced = |step: usize| options.force.contains(&step);
-    let priced = priced::priced(plan, &steps, cache, &seen, &forced)?;
+    let wanted = priced::Wanted { reasons: false, times: seconds.is_some() };
+    let priced = priced::priced(plan, &steps, cache, &seen, &forced, wanted)?;
     let mine = |step: usize| options.only.is_none_or(|only| only == step);
     let refused: Vec<String> = priced
         .refusals

@@ -98,7 +98,7 @@ pub struct Port {
     pub named: bool,
     /// Whether it takes a list.
     pub list: bool,
-    /// Where the reference was written.
+    /// Where the reference was written: of a parameter of the pipeline, where it got its value.
     pub place: Place,
     /// In order; a port that is no list ends up with exactly one artifact.
     pub sources: Vec<Source>,

@@ -143,7 +143,7 @@ fn ports(
             given.pop();
         }
         if !sources.is_empty() {
-            let place = world.sources.place(filled.here());
+            let place = world.sources.place(filled.span);
             connected.push(Port { name: key.text.clone(), named, list, place, sources });
         }
     }

@@ -116,7 +116,7 @@ fn whole_matrices_take_memory_and_disk_that_q_and_k_do_not() {
         CacheTeacher::cost(&params, &long).unwrap()
     };
     let (qk, matrix) = (cost(AttentionForm::Qk), cost(AttentionForm::Matrix));
-    assert!(matrix.disk.least > 5 * qk.disk.least, "{matrix:?} {qk:?}");
+    assert!(matrix.disk.least > 4 * qk.disk.least, "{matrix:?} {qk:?}");
     assert!(matrix.memory.least > 5 * qk.memory.least, "{matrix:?} {qk:?}");
     assert!(matrix.disk.lower.contains("`attention: qk`"), "{}", matrix.disk.lower);
     assert!(matrix.memory.lower.contains("`attention: qk`"), "{}", matrix.memory.lower);
