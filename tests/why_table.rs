@@ -56,7 +56,7 @@ steps:
 /// What `BASE` includes.
 const MORE: &str = "params: { extra: 1 }
 steps:
-  shared: { stage: command, run: [sh, -c, 'echo ${params.extra} > ${out.o}'], out: [o] }
+  shared: { stage: command, run: [sh, -c, 'echo extra ${params.extra} > ${out.o}'], out: [o] }
   written: { stage: text, with: { documents: 10, filler: 0.5 } }
 ";
 
@@ -243,7 +243,7 @@ const CHANGES: &[Case] = &[
         name: "a parameter in an included file",
         step: "shared",
         edits: &[("more.yaml", "extra: 1", "extra: 7")],
-        told: &["echo 1 >", "→", "echo 7 >", ", `params.extra` at more.yaml:"],
+        told: &["echo extra 1 >", "→", "echo extra 7 >", ", `params.extra` at more.yaml:"],
         place: Some(("more.yaml", "extra: 7")),
         ..CASE
     },
@@ -372,7 +372,7 @@ const CHANGES: &[Case] = &[
         name: "one more file that a pattern finds",
         step: "texts",
         edits: &[("texts/y.txt", "", "more words of text\n")],
-        told: &["input `files` from file ", "texts/*.txt: 1 artifacts → 2 (p.yaml:"],
+        told: &["input `files` from file ", "texts/*.txt: 1 artifact → 2 (p.yaml:"],
         place: Some(("p.yaml", "./texts/*.txt")),
         ..CASE
     },
@@ -608,7 +608,7 @@ fn another_revision_of_a_hub_is_named() {
     project.run(&[]);
     hub.commit("main", new, files());
     project.run(&[]);
-    let told = project.pipe(&["why", "list"]).stdout;
+    let told = project.pipe(&["why", "list", "-f", "p.yaml"]).stdout;
     let wanted =
         format!("input `m` from hf:o/n@main: another name (o/n@{old} → o/n@{new}) (p.yaml:2:");
     assert!(told.contains(&wanted), "{told}");

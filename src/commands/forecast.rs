@@ -28,7 +28,7 @@ pub fn state(plan: &Plan, forecast: &Forecast) -> (&'static str, String) {
 
 /// The first of `steps`, with the next one where that is short, and how many more there are.
 fn few(plan: &Plan, steps: &[usize]) -> String {
-    const LONGEST: usize = 20;
+    const LONGEST: usize = 16;
     let mut text = String::new();
     for (at, step) in steps.iter().enumerate() {
         let name = format!("`{}`", plan.steps[*step].name);
