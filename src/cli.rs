@@ -162,7 +162,8 @@ pub struct Keygen {
 #[command(after_help = "Examples:
   pipe run                                   the embedded pipeline, from text to evaluated student
   pipe run pipelines/mohawk.yaml --set align.lr=3e-4
-  pipe run mohawk.yaml --until signals --jobs 4")]
+  pipe run mohawk.yaml --until signals --jobs 4
+  pipe run mohawk.yaml --budget 6h           what ends in time; run it again for the rest")]
 pub struct Run {
     /// Pipeline file [default: the embedded `mohawk.yaml`]
     pub file: Option<PathBuf>,
@@ -189,6 +190,10 @@ pub struct Run {
     /// Drop the checkpoints of this step before it runs; may be repeated
     #[arg(long, value_name = "STEP")]
     pub fresh: Vec<String>,
+    /// Run what ends within this time by the plan's estimates (`90m`, `6h`, `2d`); what still runs
+    /// then is stopped at a checkpoint; exit code 3 if anything is left
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub budget: Option<f64>,
     #[command(flatten)]
     pub remote: OfRemote,
     /// Fail when the remote does not answer or does not take a result
@@ -200,6 +205,12 @@ pub struct Run {
     /// Print every event as a line of JSON on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+/// Seconds.
+fn time(text: &str) -> Result<f64, String> {
+    engine::spec::parse_duration(text)
+        .ok_or_else(|| "write a time as `90s`, `45m`, `6h` or `2d`".into())
 }
 
 #[derive(Args)]

@@ -93,10 +93,11 @@ impl Console {
             (summary.cached, "cached"),
             (summary.ran, "ran"),
             (summary.failed, "failed"),
-            (summary.skipped, "skipped"),
+            (summary.skipped - summary.left.min(summary.skipped), "skipped"),
+            (summary.left, "left"),
         ];
         let told = |(n, what): &(usize, &str)| match (*what, *n) {
-            ("failed" | "skipped", 0) => None,
+            ("failed" | "skipped" | "left", 0) => None,
             _ => Some(format!("{n} {what}")),
         };
         let counts: Vec<String> = counts.iter().filter_map(told).collect();

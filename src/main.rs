@@ -1,11 +1,13 @@
 //! `pipe`: parses the command line, calls, turns errors into exit codes. Decides nothing else.
 //!
-//! Exit codes: 0 well, 1 a step failed, 2 wrong pipeline or argument, 130 interrupted.
+//! Exit codes: 0 well, 1 a step failed, 2 wrong pipeline or argument (or a step that cannot fit this
+//! machine), 3 the budget of time was used up and steps are left, 130 interrupted.
 
 mod cli;
 mod commands;
 mod complete;
 mod console;
+mod machine;
 mod out;
 mod processes;
 mod table;

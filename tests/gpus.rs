@@ -106,6 +106,9 @@ fn the_device_is_planned_and_shown() {
     assert!(show(&project).contains("auto: there is a GPU"), "{}", show(&project));
     let json = project.pipe(&["plan", "p.yaml", "--json"]).stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((&json[3]["device"], &json[3]["gpus"]), (&"cuda".into(), &1.into()));
-    assert_eq!(json[0].get("device"), None);
+    assert_eq!(
+        (&json["steps"][3]["device"], &json["steps"][3]["gpus"]),
+        (&"cuda".into(), &1.into())
+    );
+    assert_eq!(json["steps"][0].get("device"), None);
 }

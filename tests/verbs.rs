@@ -30,7 +30,8 @@ fn plan_tells_what_would_run_and_why() {
     assert!(changed.stdout.contains("parameter `run`"), "{}", changed.stdout);
     let json: serde_json::Value =
         serde_json::from_str(&project.pipe(&["plan", "p.yaml", "--json"]).stdout).unwrap();
-    assert_eq!(json[0]["state"], "cached");
+    assert_eq!(json["steps"][0]["state"], "cached");
+    assert_eq!((&json["totals"]["cached"], &json["totals"]["runs"]), (&2.into(), &0.into()));
 }
 
 #[test]
@@ -58,10 +59,16 @@ steps:
         serde_json::from_str(&project.pipe(&["show", "corpus", "--json"]).stdout).unwrap();
     let took = shown["provenance"]["seconds"].as_f64().unwrap();
     let twice = json(&["--set", "documents=80"]);
-    let estimate = &twice[0]["estimate"];
+    let estimate = &twice["steps"][0]["estimate"];
     assert_eq!(estimate["work"], 2.0);
     assert!((estimate["seconds"].as_f64().unwrap() - 2.0 * took).abs() < 1e-9, "{estimate} {took}");
-    assert!(json(&[])[0]["estimate"].is_null(), "what is cached costs nothing");
+    let now = json(&[]);
+    assert!(now["steps"][0]["estimate"].is_null(), "what is cached costs nothing");
+    assert_eq!(now["totals"]["seconds"], 0.0);
+    let totals = &twice["totals"];
+    assert_eq!(totals["critical_path"], serde_json::json!(["corpus", "tokenizer"]));
+    assert_eq!(totals["critical_path_seconds"], totals["seconds_one_by_one"]);
+    assert!(priced.lines().all(|line| line.chars().count() <= 80), "{priced}");
 }
 
 #[test]

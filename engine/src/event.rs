@@ -154,8 +154,11 @@ pub struct Summary {
     pub ran: usize,
     /// Failed for good.
     pub failed: usize,
-    /// Not run.
+    /// Not run, those that were left included.
     pub skipped: usize,
+    /// Not run or not ended, since the budget was used up.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left: usize,
     /// Wall time.
     pub seconds: f64,
     /// What the hits took when they ran.
@@ -165,6 +168,10 @@ pub struct Summary {
     /// What the remote cache was good for, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<Shared>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Totals of a run with a remote cache.

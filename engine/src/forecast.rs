@@ -1,10 +1,12 @@
 //! What a run would do, and why: the same keys and lookups as a run, nothing executed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use cache::{Cache, Entry, Key};
 
 use crate::hub;
+use crate::inputs::{Fetched, UserFile};
 use crate::key::{Difference, PreImage, differences};
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
@@ -58,8 +60,23 @@ pub enum Reason {
     },
 }
 
-/// The forecast of every step in `steps` (positions in plan order; upstream included). A hub is
-/// asked what a revision is, once each; nothing is fetched.
+/// What steps read that no step makes.
+pub struct Seen {
+    /// The user's files by pattern.
+    pub files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    /// What is here of what a hub has, by the text after `hf:`.
+    pub hub: BTreeMap<String, Result<Fetched, String>>,
+}
+
+/// Looks at what `steps` read that no step makes. A hub is asked what a revision is, once each;
+/// nothing is fetched.
+pub fn see(plan: &Plan, steps: &[usize], cache: &Cache, hub: &hub::Settings) -> Seen {
+    let look = |name: String| Some((name.clone(), lookup::look_for(hub, cache, &name)?));
+    let hub = lookup::hub_names(plan, steps).into_iter().filter_map(look).collect();
+    Seen { files: lookup::user_files(plan, steps, cache), hub }
+}
+
+/// The forecast of every step in `steps` (positions in plan order; upstream included).
 pub fn forecast(
     plan: &Plan,
     steps: &[usize],
@@ -67,9 +84,19 @@ pub fn forecast(
     cache: &Cache,
     hub: &hub::Settings,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
-    let files = lookup::user_files(plan, steps, cache);
-    let look = |name: String| Some((name.clone(), lookup::look_for(hub, cache, &name)?));
-    let hub: BTreeMap<_, _> = lookup::hub_names(plan, steps).into_iter().filter_map(look).collect();
+    forecast_seen(plan, steps, registry, cache, &see(plan, steps, cache, hub), true)
+}
+
+/// The same for whoever has looked. Without `reasons`, which cost many reads, whatever runs is said
+/// to be the first of its kind.
+pub fn forecast_seen(
+    plan: &Plan,
+    steps: &[usize],
+    registry: Registry,
+    cache: &Cache,
+    Seen { files, hub }: &Seen,
+    reasons: bool,
+) -> anyhow::Result<HashMap<usize, Forecast>> {
     let mut found: HashMap<usize, Forecast> = HashMap::new();
     for &step in steps {
         let unknown = |s: &usize| !matches!(found.get(s), Some(Forecast::Cached { .. }));
@@ -89,17 +116,23 @@ pub fn forecast(
             Forecast::Cached { entry } => Some(&entry.outputs[..]),
             _ => None,
         };
-        let inputs = Inputs { plan, files: &files, hub: &hub, outputs: &outputs };
+        let inputs = Inputs { plan, files, hub, outputs: &outputs };
         let one = match lookup::pre_image(&inputs, step, registry) {
             Err(message) => Forecast::Broken { message },
-            Ok(image) => look_up(plan, step, &image, cache)?,
+            Ok(image) => look_up(plan, step, &image, cache, reasons)?,
         };
         found.insert(step, one);
     }
     Ok(found)
 }
 
-fn look_up(plan: &Plan, step: usize, image: &PreImage, cache: &Cache) -> anyhow::Result<Forecast> {
+fn look_up(
+    plan: &Plan,
+    step: usize,
+    image: &PreImage,
+    cache: &Cache,
+    reasons: bool,
+) -> anyhow::Result<Forecast> {
     let key = image.key();
     if !plan.steps[step].cache {
         return Ok(Forecast::Runs { key, reason: Reason::Always });
@@ -107,7 +140,8 @@ fn look_up(plan: &Plan, step: usize, image: &PreImage, cache: &Cache) -> anyhow:
     if let Some(entry) = cache.lookup(&key)? {
         return Ok(Forecast::Cached { entry: Box::new(entry) });
     }
-    let reason = match nearest(cache, &plan.steps[step].name, image, &key) {
+    let earlier = reasons.then(|| nearest(cache, &plan.steps[step].name, image, &key)).flatten();
+    let reason = match earlier {
         Some((nearest, differences)) => Reason::Changed { nearest: Box::new(nearest), differences },
         None => Reason::First,
     };

@@ -11,10 +11,19 @@ use crate::lookup;
 use crate::plan::{Plan, Step};
 
 /// Parameters that say how often something is done: twice as much takes twice as long.
-const WORK: [&str; 8] =
-    ["updates", "batch", "documents", "sequences", "samples", "limit", "tokens_max", "layers"];
+const WORK: [&str; 9] = [
+    "updates",
+    "batch",
+    "documents",
+    "sequences",
+    "samples",
+    "limit",
+    "tokens_max",
+    "tokens",
+    "layers",
+];
 /// Those of them that make more bytes, too.
-const DATA: [&str; 5] = ["documents", "sequences", "samples", "tokens_max", "layers"];
+const DATA: [&str; 6] = ["documents", "sequences", "samples", "tokens_max", "tokens", "layers"];
 
 /// What a step would take.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,27 +32,56 @@ pub struct Price {
     pub seconds: f64,
     /// Bytes of its artifacts.
     pub bytes: u64,
+    /// Bytes of each: port, number and size.
+    pub outputs: Vec<(String, Option<u32>, u64)>,
     /// How many times the work of the result that it is estimated from.
     pub work: f64,
     /// Parameters that differ from that and are no amount of work: the fewer, the better.
     pub unlike: usize,
 }
 
-/// The price of `step` by the most like of `entries`, which are of its stage.
-pub fn price(step: &Step, entries: &[Entry]) -> Option<Price> {
-    let of = |entry: &Entry| {
+/// An earlier result.
+pub struct Past {
+    /// It.
+    pub entry: Entry,
+    /// What decided it.
+    pub image: PreImage,
+}
+
+impl Past {
+    /// `entry`, unless what decided it cannot be read.
+    pub fn of(entry: Entry) -> Option<Past> {
+        let image = PreImage::parse(&entry.preimage)?;
+        Some(Past { entry, image })
+    }
+}
+
+/// The price of `step` by the most like of `past`, which are of its stage. `times` says how many
+/// times the work of one of them it is, where the stage can tell; parameters do otherwise.
+pub fn price(step: &Step, past: &[Past], times: &dyn Fn(&Past) -> Option<f64>) -> Option<Price> {
+    let of = |past: &Past| {
+        let Past { entry, image } = past;
         let seconds = entry.provenance.get("seconds")?.as_f64()?;
-        let then = PreImage::parse(&entry.preimage)?.params;
-        let (work, data) = (ratio(&then, &step.params, &WORK), ratio(&then, &step.params, &DATA));
-        let bytes: u64 = entry.outputs.iter().map(|output| output.bytes).sum();
-        let unlike = unlike(&then, &step.params);
-        let bytes = (bytes as f64 * data) as u64;
-        Some(Price { seconds: seconds * work, bytes, work, unlike })
+        let then = &image.params;
+        // Another device takes another time, and nothing says which.
+        if then.get("device") != step.params.get("device") {
+            return None;
+        }
+        let by_params = || ratio(then, &step.params, &WORK);
+        let work = times(past).filter(|n| n.is_finite() && *n > 0.0);
+        let work = work.unwrap_or_else(by_params);
+        let data = ratio(then, &step.params, &DATA);
+        let scaled = |bytes: u64| (bytes as f64 * data) as u64;
+        let all = entry.outputs.iter();
+        let outputs: Vec<_> = all.map(|o| (o.port.clone(), o.index, scaled(o.bytes))).collect();
+        let bytes = outputs.iter().map(|(.., bytes)| bytes).sum();
+        let unlike = unlike(then, &step.params);
+        Some(Price { seconds: seconds * work, bytes, outputs, work, unlike })
     };
     // Of those that are as like, the one that needs the least stretching; the first is the newest.
     let far = |price: &Price| price.work.ln().abs();
     let best = |a: &Price, b: &Price| a.unlike.cmp(&b.unlike).then(far(a).total_cmp(&far(b)));
-    entries.iter().filter_map(of).min_by(best)
+    past.iter().filter_map(of).min_by(best)
 }
 
 /// How many times the work of `old` is in `new`.
@@ -74,29 +112,26 @@ pub struct Total {
     pub longest_s: f64,
     /// The steps of that way.
     pub longest: Vec<usize>,
-    /// Bytes of artifacts.
-    pub bytes: u64,
     /// Steps of which nothing like was ever done.
     pub unknown: usize,
 }
 
-/// The total of `steps` (in the order of the plan) by their prices; `slots` tells how many of `jobs`
-/// cpu slots a step takes.
+/// The total of `steps` (in the order of the plan) by the seconds that each takes, where that is
+/// known; `slots` tells how many of `jobs` cpu slots a step takes.
 pub fn total(
     plan: &Plan,
     steps: &[usize],
-    prices: &HashMap<usize, Price>,
+    known: &dyn Fn(usize) -> Option<f64>,
     jobs: u32,
     slots: &dyn Fn(usize) -> u32,
 ) -> Total {
-    let seconds = |step: usize| prices.get(&step).map_or(0.0, |price| price.seconds);
+    let seconds = |step: usize| known(step).unwrap_or(0.0);
     let mut total = Total::default();
     // End of the longest way to each step, and the step before it on that way.
     let mut ways: HashMap<usize, (f64, Option<usize>)> = HashMap::new();
     for &step in steps {
         total.sum_s += seconds(step);
-        total.bytes += prices.get(&step).map_or(0, |price| price.bytes);
-        total.unknown += usize::from(!prices.contains_key(&step));
+        total.unknown += usize::from(known(step).is_none());
         let before = lookup::upstream(plan, step).into_iter().filter(|s| ways.contains_key(s));
         let before = before.max_by(|a, b| ways[a].0.total_cmp(&ways[b].0));
         let start = before.map_or(0.0, |before| ways[&before].0);
@@ -165,7 +200,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn entry(params: Value, seconds: f64, bytes: u64) -> Entry {
+    fn past(params: Value, seconds: f64, bytes: u64) -> Past {
         let image = PreImage {
             format: 1,
             inputs: Default::default(),
@@ -181,7 +216,12 @@ mod tests {
             digest: cache::Digest::of(b"o"),
             bytes,
         };
-        Entry::new(image.text(), vec![output], None, json!({ "seconds": seconds }))
+        let seconds = json!({ "seconds": seconds });
+        Past::of(Entry::new(image.text(), vec![output], None, seconds)).unwrap()
+    }
+
+    fn price(step: &Step, past: &[Past]) -> Option<Price> {
+        super::price(step, past, &|_| None)
     }
 
     fn step(params: Value) -> Step {
@@ -190,24 +230,34 @@ mod tests {
 
     #[test]
     fn twice_the_work_takes_twice_as_long_and_only_data_makes_bytes() {
-        let known = [entry(json!({ "updates": 100, "lr": 0.1 }), 10.0, 500)];
-        let price = price(&step(json!({ "updates": 250, "lr": 0.2 })), &known).unwrap();
-        assert_eq!((price.seconds, price.bytes, price.unlike), (25.0, 500, 1));
-        let known = [entry(json!({ "sequences": 10, "keep": ["a"] }), 2.0, 1000)];
-        let price = super::price(&step(json!({ "sequences": 40, "keep": ["a"] })), &known).unwrap();
-        assert_eq!((price.seconds, price.bytes, price.unlike), (8.0, 4000, 0));
-        assert_eq!(super::price(&step(json!({})), &[]), None);
+        let known = [past(json!({ "updates": 100, "lr": 0.1 }), 10.0, 500)];
+        let found = price(&step(json!({ "updates": 250, "lr": 0.2 })), &known).unwrap();
+        assert_eq!((found.seconds, found.bytes, found.unlike), (25.0, 500, 1));
+        let known = [past(json!({ "sequences": 10, "keep": ["a"] }), 2.0, 1000)];
+        let found = price(&step(json!({ "sequences": 40, "keep": ["a"] })), &known).unwrap();
+        assert_eq!((found.seconds, found.bytes, found.unlike), (8.0, 4000, 0));
+        assert_eq!(price(&step(json!({})), &[]), None);
+    }
+
+    #[test]
+    fn the_stage_knows_better_than_parameters_and_devices_are_not_compared() {
+        let known = [past(json!({ "updates": 100, "device": "cpu" }), 10.0, 500)];
+        let wanted = step(json!({ "updates": 200, "device": "cpu" }));
+        let seconds = |times| super::price(&wanted, &known, &move |_| times).unwrap().seconds;
+        assert_eq!(seconds(Some(3.0)), 30.0);
+        assert_eq!(seconds(Some(f64::NAN)), 20.0, "what is no number is nothing known");
+        assert_eq!(price(&step(json!({ "updates": 100, "device": "cuda" })), &known), None);
     }
 
     #[test]
     fn the_most_like_result_counts_and_the_nearest_of_those() {
         let known = [
-            entry(json!({ "updates": 100, "d_model": 64 }), 100.0, 1),
-            entry(json!({ "updates": 10, "d_model": 16 }), 1.0, 1),
-            entry(json!({ "updates": 90, "d_model": 16 }), 10.0, 1),
+            past(json!({ "updates": 100, "d_model": 64 }), 100.0, 1),
+            past(json!({ "updates": 10, "d_model": 16 }), 1.0, 1),
+            past(json!({ "updates": 90, "d_model": 16 }), 10.0, 1),
         ];
-        let price = price(&step(json!({ "updates": 180, "d_model": 16 })), &known).unwrap();
-        assert_eq!(price.seconds, 20.0);
+        let found = price(&step(json!({ "updates": 180, "d_model": 16 })), &known).unwrap();
+        assert_eq!(found.seconds, 20.0);
     }
 
     #[test]
@@ -215,13 +265,11 @@ mod tests {
         let after = |after: &[usize]| Step { after: after.to_vec(), ..Step::default() };
         let steps = vec![after(&[]), after(&[0]), after(&[0]), after(&[1, 2]), after(&[])];
         let plan = Plan { steps, ..Plan::default() };
-        let price = |seconds| Price { seconds, bytes: 10, work: 1.0, unlike: 0 };
-        let prices: HashMap<usize, Price> =
-            [(0, price(1.0)), (1, price(4.0)), (2, price(6.0)), (3, price(2.0))].into();
+        let prices = |step: usize| [1.0, 4.0, 6.0, 2.0].get(step).copied();
         let all = [0, 1, 2, 3, 4];
         let one = total(&plan, &all, &prices, 1, &|_| 1);
         assert_eq!((one.seconds, one.sum_s, one.longest_s), (13.0, 13.0, 9.0));
-        assert_eq!((one.longest, one.bytes, one.unknown), (vec![0, 2, 3], 40, 1));
+        assert_eq!((one.longest, one.unknown), (vec![0, 2, 3], 1));
         let two = total(&plan, &all, &prices, 2, &|_| 1);
         assert_eq!(two.seconds, 9.0, "1 and 2 side by side");
         let wide = total(&plan, &all, &prices, 2, &|_| 2);

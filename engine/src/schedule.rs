@@ -89,7 +89,8 @@ pub enum Command {
     /// Compute the key and look it up; answer with [`Schedule::hit`] or [`Schedule::miss`].
     Look(usize),
     /// Slots are granted: claim and run; answer with [`Schedule::blocked`],
-    /// [`Schedule::rewind`], [`Schedule::done`], [`Schedule::again`] or [`Schedule::failed`].
+    /// [`Schedule::rewind`], [`Schedule::leave`], [`Schedule::done`], [`Schedule::again`] or
+    /// [`Schedule::failed`].
     Launch(usize),
 }
 
@@ -248,6 +249,12 @@ impl Schedule {
         } else {
             self.go_back(step, State::Queued);
         }
+    }
+
+    /// A launched step is not to be run now, for whoever decides: it is skipped, and what needs it.
+    pub fn leave(&mut self, step: usize) {
+        self.expect(step, State::Running);
+        self.skip(step, None);
     }
 
     /// A step failed for good. Without `keep_going` nothing new is launched after this.
@@ -570,5 +577,14 @@ mod tests {
         assert_eq!(launches(&mut schedule), [0], "the rest is kept for step 1");
         schedule.done(0);
         assert_eq!(launches(&mut schedule), [1]);
+    }
+    #[test]
+    fn what_is_left_takes_what_needs_it_along_and_nothing_else() {
+        let needs = [need(&[], 4, 9.0), need(&[0], 1, 1.0), need(&[], 1, 1.0)];
+        let mut schedule = Schedule::new(&needs, POOL, false);
+        assert_eq!(launches(&mut schedule), [0]);
+        schedule.leave(0);
+        assert_eq!(launches(&mut schedule), [2]);
+        assert_eq!(schedule.take_skipped(), [(0, None), (1, None)]);
     }
 }

@@ -18,6 +18,7 @@ mod log;
 mod man;
 mod model_of;
 mod plan;
+mod priced;
 mod push;
 mod remote;
 mod report;

@@ -1,54 +1,177 @@
-//! `pipe plan`: what a run would do, step by step, and why.
+//! `pipe plan`: what a run would do, step by step, why, and what it would take.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cache::{Cache, Entry};
-use engine::executor::Options;
+use engine::estimate::Estimate;
 use engine::forecast::{self, Forecast, Reason};
 use engine::plan::Plan;
-use engine::price::{self, Price};
-use engine::stage::Cpu;
+use engine::price::Total;
 use serde_json::{Value, json};
 
-use super::forecast::{device, difference, state, to_json};
+use super::forecast::{causes, device, difference, state, to_json};
+use super::priced::{self, Priced, Wanted};
 use crate::cli;
 use crate::out::{self, Paint, bytes, clean, duration};
 
-/// Results of a stage that prices are made from.
-const RECENT: usize = 200;
+/// Columns that lines of figures keep to.
+const COLUMNS: usize = 80;
 
 pub fn plan(args: cli::Plan) -> Result<ExitCode> {
     let loaded = super::load(args.file.as_deref(), &args.settings)?;
     let cache = super::open_cache(args.settings.cache.as_deref())?;
     let plan = &loaded.plan;
     let steps: Vec<usize> = (0..plan.steps.len()).collect();
-    let found = forecast::forecast(plan, &steps, super::REGISTRY, &cache, &super::hub())?;
-    let broken = found.values().any(|f| matches!(f, Forecast::Broken { .. }));
-    let code = if broken { ExitCode::from(2) } else { ExitCode::SUCCESS };
-    let prices = prices(plan, &found, &cache);
-    if args.json {
-        let one = |step: &usize| {
-            let mut object = to_json(plan, *step, &found[step]);
-            if let Some(price) = prices.get(step) {
-                object["estimate"] = json!({
-                    "seconds": price.seconds, "bytes": price.bytes,
-                    "work": price.work, "unlike": price.unlike,
-                });
-            }
-            object
-        };
-        let all: Vec<Value> = steps.iter().map(one).collect();
-        out::line(serde_json::to_string_pretty(&all)?);
-        return Ok(code);
+    let seen = forecast::see(plan, &steps, &cache, &super::hub());
+    let wanted = Wanted { reasons: true, times: true };
+    let priced = priced::priced(plan, &steps, &cache, &seen, &|_| false, wanted)?;
+    let broken = priced.found.values().any(|f| matches!(f, Forecast::Broken { .. }));
+    let wrong = broken || !priced.refusals.is_empty();
+    let code = if wrong { ExitCode::from(2) } else { ExitCode::SUCCESS };
+    let cached = |step: &usize| matches!(priced.found[step], Forecast::Cached { .. });
+    let open: Vec<usize> = steps.into_iter().filter(|step| !cached(step)).collect();
+    let total = priced::total(plan, &open, &priced.estimates, priced::jobs());
+    let sums = Sums::new(plan, &open, &priced.estimates);
+    match args.json {
+        true => {
+            out::line(serde_json::to_string_pretty(&whole(plan, &cache, &priced, &total, &sums))?)
+        }
+        false => tell(plan, &priced, &total, &sums),
     }
+    Ok(code)
+}
+
+/// What steps take together; each with how many of them it is not known of.
+struct Sums {
+    flops: (f64, usize),
+    read: (u64, usize),
+    written: (u64, usize),
+    /// Artifacts and, while the largest step runs, its checkpoints.
+    disk: (u64, usize),
+    /// The largest of a step.
+    memory: (u64, usize),
+    device: u64,
+    gpu_hours: f64,
+}
+
+impl Sums {
+    fn new(plan: &Plan, steps: &[usize], estimates: &HashMap<usize, Estimate>) -> Sums {
+        let nothing = Estimate::default();
+        let of = |step: &usize| estimates.get(step).unwrap_or(&nothing);
+        let sum = |pick: &dyn Fn(&Estimate) -> Option<u64>| {
+            let known = steps.iter().filter_map(|step| pick(of(step)));
+            (known.clone().sum::<u64>(), steps.len() - known.count())
+        };
+        let most = |pick: &dyn Fn(&Estimate) -> Option<u64>| {
+            let known = steps.iter().filter_map(|step| pick(of(step)));
+            (known.clone().max().unwrap_or(0), steps.len() - known.count())
+        };
+        let flops = steps.iter().filter_map(|step| of(step).cost.flops);
+        let hours = |step: &usize| {
+            of(step).seconds().unwrap_or(0.0) * f64::from(plan.steps[*step].resources.gpu) / 3600.0
+        };
+        let written = sum(&Estimate::bytes);
+        let beside = |e: &Estimate| Some(e.cost.disk.likely?.saturating_sub(e.bytes()?));
+        Sums {
+            flops: (flops.clone().sum(), steps.len() - flops.count()),
+            read: sum(&|e| e.cost.read),
+            written,
+            disk: (written.0 + most(&beside).0, written.1),
+            memory: most(&|e| e.cost.memory.likely),
+            device: most(&|e| e.cost.device.likely).0,
+            gpu_hours: steps.iter().map(hours).sum(),
+        }
+    }
+}
+
+/// `1.3 TFLOP`.
+fn flop(flops: f64) -> String {
+    let units = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"];
+    let (mut value, mut unit) = (flops, 0);
+    while value >= 999.5 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}FLOP", units[unit])
+}
+
+fn whole(plan: &Plan, cache: &cache::Cache, priced: &Priced, total: &Total, sums: &Sums) -> Value {
+    let one = |step: usize| {
+        let mut object = to_json(plan, step, &priced.found[&step]);
+        let found = causes(plan, &priced.found, cache, step);
+        if !found.is_empty() {
+            object["causes"] = found.into();
+        }
+        if let Some(estimate) = priced.estimates.get(&step) {
+            object["estimate"] = figures(estimate);
+        }
+        let refused = priced.refusals.iter().filter(|refusal| refusal.step == step);
+        let refused: Vec<Value> = refused.map(|refusal| json!(refusal)).collect();
+        if !refused.is_empty() {
+            object["refused"] = refused.into();
+        }
+        object
+    };
+    let steps: Vec<Value> = (0..plan.steps.len()).map(one).collect();
+    let name = |step: &usize| plan.steps[*step].name.clone();
+    let count = |word: &str| steps.iter().filter(|step| step["state"] == word).count();
+    let totals = json!({
+        "cached": count("cached"),
+        "runs": count("runs"),
+        "maybe": count("maybe"),
+        "broken": count("broken"),
+        "seconds": total.seconds,
+        "seconds_one_by_one": total.sum_s,
+        "critical_path": total.longest.iter().map(name).collect::<Vec<_>>(),
+        "critical_path_seconds": total.longest_s,
+        "gpu_hours": sums.gpu_hours,
+        "flops": sums.flops.0,
+        "read": sums.read.0,
+        "written": sums.written.0,
+        "disk": sums.disk.0,
+        "memory": sums.memory.0,
+        "device_memory": sums.device,
+        "unknown": {
+            "seconds": total.unknown,
+            "flops": sums.flops.1,
+            "read": sums.read.1,
+            "written": sums.written.1,
+            "memory": sums.memory.1,
+        },
+    });
+    json!({ "steps": steps, "totals": totals })
+}
+
+fn figures(estimate: &Estimate) -> Value {
+    let Estimate { cost, price } = estimate;
+    let mut object = json!({
+        "flops": cost.flops,
+        "read": cost.read,
+        "written": estimate.bytes(),
+        "memory": cost.memory,
+        "device_memory": cost.device,
+        "disk": cost.disk,
+    });
+    if let Some(price) = price {
+        object["seconds"] = json!(price.seconds);
+        object["bytes"] = json!(price.bytes);
+        object["work"] = json!(price.work);
+        object["unlike"] = json!(price.unlike);
+    }
+    object
+}
+
+fn tell(plan: &Plan, priced: &Priced, total: &Total, sums: &Sums) {
     let paint = Paint::stdout();
     let width = plan.steps.iter().map(|s| s.name.chars().count()).max().unwrap_or(0).min(32);
-    let mut counts = [0usize; 4];
-    for &step in &steps {
-        let (word, text) = state(plan, &found[&step]);
+    let mut counts = [0usize; 5];
+    for step in 0..plan.steps.len() {
+        let found = &priced.found[&step];
+        let (word, text) = state(plan, found);
+        let refused: Vec<_> = priced.refusals.iter().filter(|r| r.step == step).collect();
         let (at, painted) = match word {
+            _ if !refused.is_empty() => (4, paint.bold_red("refuse")),
             "cached" => (0, paint.green("cached")),
             "runs" => (1, paint.bold("runs  ")),
             "maybe" => (2, paint.yellow("maybe ")),
@@ -56,76 +179,115 @@ pub fn plan(args: cli::Plan) -> Result<ExitCode> {
         };
         counts[at] += 1;
         let name = clean(&plan.steps[step].name);
-        let line = format!("{painted}  {name:<width$}  {}", clean(&text));
-        let price = prices
-            .get(&step)
-            .map(|price| format!("about {}, {}", duration(price.seconds), bytes(price.bytes)));
-        let more: Vec<String> = device(&plan.steps[step]).into_iter().chain(price).collect();
-        let more = match more.is_empty() {
-            true => String::new(),
-            false => paint.dim(&format!(" ({})", more.join(", "))),
-        };
-        out::line(format!("{}{more}", line.trim_end()));
-        if let Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } = &found[&step] {
+        let device = device(&plan.steps[step]).map_or(String::new(), |d| format!(" ({d})"));
+        let text = clean(&text);
+        // What does not fit beside the name goes below it.
+        if 10 + width + text.chars().count() + device.len() <= COLUMNS {
+            let line = format!("{painted}  {name:<width$}  {text}");
+            out::line(format!("{}{}", line.trim_end(), paint.dim(&device)));
+        } else {
+            out::line(format!("{painted}  {name}"));
+            out::line(format!("        {text}{}", paint.dim(&device)));
+        }
+        if let Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } = found {
             for one in differences {
                 out::line(format!("        {}", paint.dim(&difference(plan, step, one))));
             }
         }
+        if let Some(estimate) = priced.estimates.get(&step) {
+            wrapped(&taken(estimate), &paint);
+        }
+        for refusal in refused {
+            for line in priced::refused(plan, refusal).lines() {
+                out::line(format!("        {}", clean(line)));
+            }
+        }
     }
-    told(plan, &found, &prices);
-    let [cached, runs, maybe, broken] = counts;
+    if counts[1] + counts[2] + counts[4] > 0 {
+        totals(plan, total, sums);
+    }
+    let [cached, runs, maybe, broken, refused] = counts;
     let mut line = format!("{cached} cached, {runs} to run, {maybe} maybe");
-    if broken > 0 {
-        line += &format!(", {broken} broken");
+    for (count, word) in [(broken, "broken"), (refused, "refused")] {
+        if count > 0 {
+            line += &format!(", {count} {word}");
+        }
     }
     out::line(line);
-    Ok(code)
 }
 
-/// What each step that is not cached would take, where anything like it was ever done.
-fn prices(plan: &Plan, found: &HashMap<usize, Forecast>, cache: &Cache) -> HashMap<usize, Price> {
-    let mut known: HashMap<&str, Vec<Entry>> = HashMap::new();
-    let mut prices = HashMap::new();
-    for (at, step) in plan.steps.iter().enumerate() {
-        if matches!(found[&at], Forecast::Cached { .. } | Forecast::Broken { .. }) {
-            continue;
+/// What one step takes, as far as it is known.
+fn taken(estimate: &Estimate) -> Vec<String> {
+    let Estimate { cost, .. } = estimate;
+    let size = |what: &str, amount: Option<u64>| {
+        amount.filter(|n| *n > 0).map(|n| format!("{what} {}", bytes(n)))
+    };
+    let beside = cost.disk.likely.filter(|disk| Some(*disk) != estimate.bytes());
+    let parts = [
+        estimate.seconds().map(|seconds| format!("about {}", duration(seconds))),
+        cost.flops.map(flop),
+        size("reads", cost.read),
+        size("writes", estimate.bytes()),
+        size("memory", cost.memory.likely),
+        size("GPU memory", cost.device.likely),
+        size("disk", beside),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
+/// Prints parts after one another, indented, on lines that fit.
+fn wrapped(parts: &[String], paint: &Paint) {
+    let mut line = String::new();
+    for part in parts {
+        if !line.is_empty() && 8 + line.chars().count() + 2 + part.chars().count() > COLUMNS {
+            out::line(format!("        {}", paint.dim(&format!("{line},"))));
+            line.clear();
         }
-        let entries = known
-            .entry(&step.stage)
-            .or_insert_with(|| cache.recent(&step.stage, &step.name, RECENT));
-        prices.extend(price::price(step, entries).map(|price| (at, price)));
+        line += if line.is_empty() { "" } else { ", " };
+        line += part;
     }
-    prices
+    if !line.is_empty() {
+        out::line(format!("        {}", paint.dim(&line)));
+    }
 }
 
-/// What a run would take, if anything is known of that.
-fn told(plan: &Plan, found: &HashMap<usize, Forecast>, prices: &HashMap<usize, Price>) {
-    if prices.is_empty() {
+/// What all of it would take, if anything is known of that.
+fn totals(plan: &Plan, total: &Total, sums: &Sums) {
+    let more = |unknown: usize| if unknown > 0 { "at least " } else { "" };
+    let mut parts = Vec::new();
+    let mut size = |what: &str, (amount, unknown): (u64, usize)| {
+        if amount > 0 {
+            parts.push(format!("{what} {}{}", more(unknown), bytes(amount)));
+        }
+    };
+    size("reads", sums.read);
+    size("writes", sums.written);
+    size("peak memory", sums.memory);
+    size("GPU memory", (sums.device, 0));
+    size("disk", sums.disk);
+    if sums.flops.0 > 0.0 {
+        parts.insert(0, format!("{}{}", more(sums.flops.1), flop(sums.flops.0)));
+    }
+    if sums.gpu_hours > 0.0 {
+        parts.insert(0, format!("{:.2} GPU-hours", sums.gpu_hours));
+    }
+    if !parts.is_empty() {
+        out::line("in total:");
+        wrapped(&parts, &Paint(false));
+    }
+    if total.sum_s == 0.0 {
         return;
     }
-    let cached = |step: &usize| matches!(found[step], Forecast::Cached { .. });
-    let steps: Vec<usize> = (0..plan.steps.len()).filter(|step| !cached(step)).collect();
-    let jobs = Options::default().jobs;
-    let slots = |step: usize| {
-        let step = &plan.steps[step];
-        let all = super::REGISTRY.get(&step.stage).is_some_and(|stage| stage.cpu == Cpu::All);
-        let usual = if all && step.resources.gpu == 0 { jobs } else { 1 };
-        step.resources.cpu.unwrap_or(usual)
-    };
-    let total = price::total(plan, &steps, prices, jobs, &slots);
-    let way: Vec<String> = total.longest.iter().map(|&s| clean(&plan.steps[s].name)).collect();
-    let way = match &way[..] {
-        [first, .., last] if way.len() > 6 => format!("{first} → … → {last}, {} steps", way.len()),
-        _ => way.join(" → "),
-    };
     let (most, unknown) = match total.unknown {
         0 => ("at most about", String::new()),
-        n => ("about", format!(", without {n} of which nothing like was ever done")),
+        1 => ("about", ", without 1 step of which nothing like was ever done".to_string()),
+        n => ("about", format!(", without {n} steps of which nothing like was ever done")),
     };
-    out::line(format!(
-        "{most} {} and {} of artifacts{unknown}; the longest way takes {}: {way}",
-        duration(total.seconds),
-        bytes(total.bytes),
-        duration(total.longest_s),
-    ));
+    out::line(format!("{most} {}{unknown}", duration(total.seconds)));
+    let way: Vec<String> = total.longest.iter().map(|&s| clean(&plan.steps[s].name)).collect();
+    let way = match &way[..] {
+        [first, .., last] if way.len() > 4 => format!("{first} → … → {last}, {} steps", way.len()),
+        _ => way.join(" → "),
+    };
+    out::line(format!("the longest way takes {}: {way}", duration(total.longest_s)));
 }

@@ -5,23 +5,31 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
+use engine::estimate::Estimate;
 use engine::event::{Event, Stamped, Summary};
-use engine::executor::{self, Options, Outcome, Setting};
+use engine::executor::{self, Budget, Left, Options, Outcome, Setting, Why};
+use engine::forecast::Seen;
+use engine::lookup;
+use engine::plan::Plan;
 use engine::pool::Launcher;
 use engine::run::{Asked, Past, Record};
 use engine::spec::Loaded;
 
+use super::priced;
 use crate::cli::Run;
 use crate::console::Console;
-use crate::out;
+use crate::machine;
+use crate::out::{self, duration};
 
 /// How often the user asked to stop.
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
 pub fn run(args: Run) -> Result<ExitCode> {
     let loaded = super::load(args.file.as_deref(), &args.settings)?;
-    let options = options(&args, &loaded)?;
+    let mut options = options(&args, &loaded)?;
     let cache = super::open_cache(args.settings.cache.as_deref())?;
+    let remote = super::remote::open(&args.remote)?;
+    look_ahead(&loaded.plan, &cache, &mut options, args.budget, remote.is_some())?;
     let asked = Asked {
         file: args.file.as_ref().map(std::path::absolute).transpose()?.unwrap_or_default(),
         cwd: std::env::current_dir()?,
@@ -34,7 +42,6 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let mut broken = false;
     let run_id = record.info.id.clone();
     let hub = super::hub();
-    let remote = super::remote::open(&args.remote)?;
     let setting = Setting {
         registry: super::REGISTRY,
         cache: &cache,
@@ -65,11 +72,82 @@ pub fn run(args: Run) -> Result<ExitCode> {
     {
         out::message(full);
     }
+    if !args.json {
+        tell_left(&loaded.plan, &outcome.left, args.budget);
+    }
     console.last_line(&outcome.summary);
     kept?;
     match outcome.unkept {
         Some(error) => Err(error.into()),
         None => Ok(exit_code(&outcome.summary)),
+    }
+}
+
+/// Before anything runs: refuses steps that cannot fit this machine, and makes a budget of `seconds`.
+/// Where results may come from a remote, nobody knows yet what will run, so that nothing is refused.
+fn look_ahead(
+    plan: &Plan,
+    cache: &cache::Cache,
+    options: &mut Options,
+    seconds: Option<f64>,
+    remote: bool,
+) -> Result<()> {
+    if remote && seconds.is_none() {
+        return Ok(());
+    }
+    let steps = options.selection(plan);
+    // The hub is asked by the run itself, once.
+    let seen = Seen { files: lookup::user_files(plan, &steps, cache), hub: Default::default() };
+    let forced = |step: usize| options.force.contains(&step);
+    let wanted = priced::Wanted { reasons: false, times: seconds.is_some() };
+    let priced = priced::priced(plan, &steps, cache, &seen, &forced, wanted)?;
+    let mine = |step: usize| options.only.is_none_or(|only| only == step);
+    let refused: Vec<String> = priced
+        .refusals
+        .iter()
+        .filter(|refusal| !remote && mine(refusal.step))
+        .map(|refusal| priced::refused(plan, refusal))
+        .collect();
+    if !refused.is_empty() {
+        bail!(super::Wrong(refused.join("\n\n")));
+    }
+    options.budget = seconds.map(|seconds| {
+        let known = priced.estimates.iter();
+        let known = known.filter_map(|(step, e)| Some((*step, Estimate::seconds(e)?)));
+        Budget { seconds, estimates: known.collect() }
+    });
+    Ok(())
+}
+
+/// What was left for want of time, and why.
+fn tell_left(plan: &Plan, left: &[Left], budget: Option<f64>) {
+    const MOST: usize = 12;
+    for Left { step, why } in left.iter().take(MOST) {
+        let name = out::clean(&plan.steps[*step].name);
+        let budget = budget.unwrap_or(0.0);
+        out::message(match why {
+            Why::Cut => {
+                format!(
+                    "left: `{name}` was stopped when time was up; it goes on from its checkpoint"
+                )
+            }
+            Why::TooLong { takes, .. } if *takes > budget => format!(
+                "left: `{name}` takes about {}, more than the whole budget of {}",
+                duration(*takes),
+                duration(budget)
+            ),
+            Why::TooLong { takes, left } => format!(
+                "left: `{name}` takes about {}, and {} were left",
+                duration(*takes),
+                duration(*left)
+            ),
+        });
+    }
+    if left.len() > MOST {
+        out::message(format!("left: {} more", left.len() - MOST));
+    }
+    if !left.is_empty() {
+        out::message("the budget is used up; run again to go on with what is left");
     }
 }
 
@@ -90,6 +168,7 @@ fn exit_code(summary: &Summary) -> ExitCode {
     match summary {
         summary if summary.interrupted => ExitCode::from(130),
         summary if summary.failed > 0 => ExitCode::FAILURE,
+        summary if summary.left > 0 => ExitCode::from(3),
         _ => ExitCode::SUCCESS,
     }
 }
@@ -115,7 +194,7 @@ fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
         options.only = Some(super::one_step(loaded, name)?);
     }
     options.remote_required = args.remote_required;
-    options.memory = memory().unwrap_or(u64::MAX);
+    options.memory = machine::memory().unwrap_or(u64::MAX);
     for step in &loaded.plan.steps {
         if step.resources.memory > options.memory {
             bail!(super::Wrong(format!(
@@ -127,13 +206,6 @@ fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
         }
     }
     Ok(options)
-}
-
-/// Bytes of memory of this machine.
-fn memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
 /// Counts Ctrl-C and SIGTERM.

@@ -11,7 +11,7 @@ use engine::forecast::{self, Forecast, Reason};
 use engine::key::{Difference, PreImage};
 use engine::plan::Plan;
 
-use super::forecast::{difference, fetches, to_json};
+use super::forecast::{at, causes, difference, fetches, to_json};
 use crate::cli::OfStep;
 use crate::out::{self, clean};
 
@@ -23,7 +23,7 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
     let steps = Options { only: Some(step), ..Options::default() }.selection(plan);
     let found = forecast::forecast(plan, &steps, super::REGISTRY, &cache, &super::hub())?;
     if args.json {
-        let all: Vec<_> = steps.iter().map(|&s| to_json(plan, s, &found[&s])).collect();
+        let all: Vec<_> = steps.iter().map(|&s| explained(plan, &found, &cache, s)).collect();
         out::line(serde_json::to_string_pretty(&all)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -32,11 +32,7 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
     match &found[&step] {
         Forecast::Cached { entry } => {
             out::line(format!("`{name}` is cached (key {}): nothing would run", entry.key.short()));
-            let image = PreImage::parse(&entry.preimage);
-            let earlier = image.and_then(|image| {
-                forecast::nearest(&cache, &plan.steps[step].name, &image, &entry.key)
-            });
-            if let Some((_, differences)) = earlier {
+            if let Some((_, differences)) = other(&cache, plan, &found, step) {
                 out::line("it differs from the nearest other result in:");
                 why.tell(step, &differences, "  ", &mut Vec::new());
             }
@@ -50,6 +46,40 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The forecast of a step as JSON, with what is behind it; of a cached one, with that in which it
+/// differs from the nearest other result.
+fn explained(
+    plan: &Plan,
+    found: &HashMap<usize, Forecast>,
+    cache: &Cache,
+    step: usize,
+) -> serde_json::Value {
+    let mut object = to_json(plan, step, &found[&step]);
+    let mut behind = causes(plan, found, cache, step);
+    if let Some((nearest, differences)) = other(cache, plan, found, step) {
+        let words = differences.iter().map(|d| difference(plan, step, d));
+        object["differs"] = words.collect::<Vec<_>>().into();
+        object["nearest"] = serde_json::json!(nearest.key);
+        behind = super::forecast::behind(plan, found, cache, (step, &differences), &mut Vec::new());
+    }
+    if !behind.is_empty() {
+        object["causes"] = behind.into();
+    }
+    object
+}
+
+/// Of a cached step, the nearest other result.
+fn other(
+    cache: &Cache,
+    plan: &Plan,
+    found: &HashMap<usize, Forecast>,
+    step: usize,
+) -> Option<(cache::Entry, Vec<Difference>)> {
+    let Forecast::Cached { entry } = &found[&step] else { return None };
+    let image = PreImage::parse(&entry.preimage)?;
+    forecast::nearest(cache, &plan.steps[step].name, &image, &entry.key)
 }
 
 /// What explanations are made from.
@@ -67,7 +97,8 @@ impl Why<'_> {
                 out::line(format!("{indent}nothing like it was done before"));
             }
             Forecast::Runs { reason: Reason::Always, .. } => {
-                out::line(format!("{indent}it says `cache: false`"))
+                let place = at(&self.plan.steps[step].place);
+                out::line(format!("{indent}it says `cache: false` ({})", clean(&place)));
             }
             Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } => {
                 self.tell(step, differences, indent, told);

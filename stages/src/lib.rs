@@ -1,8 +1,10 @@
-//! All the ML. Every file here is a stage; every folder is shared by stages.
+//! All the ML. Every file here is a stage; every folder is shared by stages, but for `costs`, which
+//! tells what they take.
 
 pub mod align;
 pub mod assemble;
 pub mod cache_teacher;
+pub mod costs;
 pub mod data;
 pub mod distill;
 pub mod eval;
@@ -28,16 +30,16 @@ use engine::stage::Entry;
 /// Every stage, in the order of a pipeline.
 pub const ALL: &[Entry] = &[
     Entry::of::<text::Text>(),
-    Entry::of::<train_tokenizer::TrainTokenizer>(),
-    Entry::of::<tokenize::Tokenize>(),
-    Entry::of::<pretrain::Pretrain>(),
-    Entry::of::<teacher::Teacher>(),
-    Entry::of::<sample_teacher::SampleTeacher>(),
-    Entry::of::<cache_teacher::CacheTeacher>(),
-    Entry::of::<orient::Orient>(),
-    Entry::of::<align::Align>(),
-    Entry::of::<assemble::Assemble>(),
-    Entry::of::<distill::Distill>(),
-    Entry::of::<evaluate::Evaluate>(),
+    Entry::costed::<train_tokenizer::TrainTokenizer>(),
+    Entry::costed::<tokenize::Tokenize>(),
+    Entry::costed::<pretrain::Pretrain>(),
+    Entry::costed::<teacher::Teacher>(),
+    Entry::costed::<sample_teacher::SampleTeacher>(),
+    Entry::costed::<cache_teacher::CacheTeacher>(),
+    Entry::costed::<orient::Orient>(),
+    Entry::costed::<align::Align>(),
+    Entry::costed::<assemble::Assemble>(),
+    Entry::costed::<distill::Distill>(),
+    Entry::costed::<evaluate::Evaluate>(),
     Entry::of::<engine::command::Command>(),
 ];

@@ -43,6 +43,9 @@ impl Executor<'_> {
             Some(claim) => claim,
             None => return,
         };
+        if self.leaves(at, key) {
+            return;
+        }
         let inputs = match self.artifacts(step) {
             Ok(inputs) => inputs,
             Err(message) => return self.refuse(at, message),

@@ -1,9 +1,10 @@
 //! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
 //!
-//! `fetch.rs` brings what steps want of a hub, `launch.rs` brings a granted step to a worker,
+//! `budget.rs` leaves what would end too late, `fetch.rs` brings what steps want of a hub, `launch.rs` brings a granted step to a worker,
 //! `gpus.rs` finds GPUs for it, `settle.rs` takes what came back. Everything observable leaves as an
 //! [`Event`] through one function, in the order in which it happened.
 
+mod budget;
 mod fetch;
 mod gpus;
 mod launch;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use cache::{Attempt, Cache, Claim, Committer, Digest, Key, Lease, Output, Published};
 
+pub use budget::{Budget, Left, Why};
 pub use options::Options;
 
 use crate::event::{Event, Failure, Summary};
@@ -58,6 +60,8 @@ pub struct Outcome {
     pub summary: Summary,
     /// By position in the plan.
     pub steps: Vec<Settled>,
+    /// What was left for want of time, each without those that need it.
+    pub left: Vec<Left>,
     /// Why results could not be kept, if some could not (a full disk).
     pub unkept: Option<cache::Error>,
     /// Keeps what the run used and made from garbage collection until it is dropped.
@@ -170,6 +174,9 @@ struct Executor<'a> {
     heard: Receiver<Heard>,
     started: Instant,
     summary: Summary,
+    left: Vec<Left>,
+    /// Whether the budget is used up.
+    out_of_time: bool,
     stopping: u32,
 }
 
@@ -188,7 +195,7 @@ impl<'a> Executor<'a> {
                 .filter_map(|s| place.get(&s).copied())
                 .collect(),
             slots: slots(plan, step, setting.registry, options),
-            cost: 1.0,
+            cost: options.budget.as_ref().and_then(|b| b.estimates.get(&step)).map_or(1.0, |s| *s),
         };
         let needs: Vec<Need> = steps.iter().map(need).collect();
         let pool =
@@ -239,6 +246,8 @@ impl<'a> Executor<'a> {
             heard,
             started: Instant::now(),
             summary: Summary::default(),
+            left: Vec::new(),
+            out_of_time: false,
             stopping: 0,
         })
     }
@@ -276,10 +285,13 @@ impl<'a> Executor<'a> {
         self.finish_sharing();
         self.tell_damage();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
-        self.summary.interrupted = self.stopping > 0;
+        self.summary.interrupted = self.interrupts.load(Ordering::Relaxed) > 0;
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary: summary.clone() });
-        Ok(Outcome { summary, steps: self.settled, unkept: flushed.err(), lease: self.lease })
+        // Some that were told to stop were done.
+        self.left.retain(|left| self.settled[left.step].outputs.is_none());
+        let (steps, left, unkept) = (self.settled, self.left, flushed.err());
+        Ok(Outcome { summary, steps, left, unkept, lease: self.lease })
     }
 
     fn emit(&mut self, event: Event) {
@@ -289,6 +301,7 @@ impl<'a> Executor<'a> {
     fn tell_skipped(&mut self) {
         for (at, because) in self.schedule.take_skipped() {
             self.summary.skipped += 1;
+            self.summary.left += usize::from(because.is_none() && !self.left.is_empty());
             self.blocked.remove(&at);
             let because = because.map(|at| self.steps[at]);
             self.emit(Event::Skipped { step: self.steps[at], because });
@@ -393,9 +406,11 @@ impl<'a> Executor<'a> {
     }
 
     fn tick(&mut self) {
-        let interrupts = self.interrupts.load(Ordering::Relaxed);
-        if interrupts > self.stopping {
-            self.stop(interrupts);
+        self.end_budget();
+        // Time that is up counts as the first Ctrl-C.
+        let stops = self.interrupts.load(Ordering::Relaxed) + u32::from(self.out_of_time);
+        if stops > self.stopping {
+            self.stop(stops);
         }
         self.end_overdue();
         self.poll_blocked();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Budget;
 use crate::gpu::{self, Gpu};
 use crate::lookup;
 use crate::plan::Plan;
@@ -35,6 +36,8 @@ pub struct Options {
     pub fresh: BTreeSet<usize>,
     /// Fail where the remote does not answer or takes nothing.
     pub remote_required: bool,
+    /// How long the run may take.
+    pub budget: Option<Budget>,
 }
 
 impl Default for Options {
@@ -52,6 +55,7 @@ impl Default for Options {
             force: BTreeSet::new(),
             fresh: BTreeSet::new(),
             remote_required: false,
+            budget: None,
         }
     }
 }

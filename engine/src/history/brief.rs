@@ -67,7 +67,7 @@ pub fn brief(info: Info, dir: PathBuf) -> Result<Brief> {
         None if running => State::Running,
         None => State::Interrupted,
         Some(summary) if summary.failed > 0 => State::Failed,
-        Some(summary) if summary.interrupted => State::Interrupted,
+        Some(summary) if summary.interrupted || summary.left > 0 => State::Interrupted,
         Some(_) => State::Done,
     };
     let seconds = match (&summary, state) {

@@ -47,6 +47,7 @@ pub fn told(
     for field in ["run", "out", "env"] {
         if let Some(node) = spec.get(field) {
             told.origins.insert(field.into(), world.sources.place(node.span));
+            told.uses.extend(super::uses::uses(field, node, scope, world.sources));
         }
     }
     let named =

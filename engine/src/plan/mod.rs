@@ -14,12 +14,15 @@ mod outputs;
 pub mod reference;
 mod select;
 mod step;
+mod uses;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use self::uses::Use;
 
 /// A checked pipeline.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -67,6 +70,9 @@ pub struct Step {
     pub place: Place,
     /// Where each parameter got its value (`lr`, `layers`, `run`); absent means by default.
     pub origins: BTreeMap<String, Place>,
+    /// Parameters of the pipeline within the texts of a command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uses: Vec<Use>,
     /// Why `device: auto` became what `params` say, if it was that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto: Option<String>,
@@ -92,7 +98,7 @@ pub struct Port {
     pub named: bool,
     /// Whether it takes a list.
     pub list: bool,
-    /// Where the reference was written.
+    /// Where the reference was written: of a parameter of the pipeline, where it got its value.
     pub place: Place,
     /// In order; a port that is no list ends up with exactly one artifact.
     pub sources: Vec<Source>,

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::build::{Group, World, selected};
 use super::reference::parse;
-use super::{Place, Port, Resources, Step, command, device, inputs};
+use super::{Place, Port, Resources, Step, Use, command, device, inputs};
 use crate::diagnostic::suggest;
 use crate::spec::layers::{StepSpec, is_name};
 use crate::spec::scope::Scope;
@@ -23,6 +23,8 @@ pub struct Told {
     pub params: Json,
     /// Where each was set.
     pub origins: BTreeMap<String, Place>,
+    /// Parameters of the pipeline within texts.
+    pub uses: Vec<Use>,
     /// Output ports with file names.
     pub ports: Vec<(String, bool, String)>,
 }
@@ -141,7 +143,7 @@ fn ports(
             given.pop();
         }
         if !sources.is_empty() {
-            let place = world.sources.place(filled.here());
+            let place = world.sources.place(filled.span);
             connected.push(Port { name: key.text.clone(), named, list, place, sources });
         }
     }
@@ -288,6 +290,7 @@ fn common(
         secrets: command::secrets(spec, problems),
         place: world.sources.place(spec.name.span),
         origins: told.origins,
+        uses: told.uses,
         auto,
     }
 }

@@ -212,7 +212,7 @@ impl<'a> Run<'a> {
                 self.totals = summary.clone();
                 self.outcome = match summary {
                     s if s.failed > 0 => Outcome::Failed,
-                    s if s.interrupted => Outcome::Interrupted,
+                    s if s.interrupted || s.left > 0 => Outcome::Interrupted,
                     _ => Outcome::Done,
                 };
             }
@@ -265,6 +265,7 @@ impl<'a> Run<'a> {
             ran: count(State::Ran),
             failed: count(State::Failed),
             skipped: count(State::Skipped),
+            left: 0,
             seconds,
             saved_s: cached.filter_map(|step| step.seconds).sum(),
             interrupted: false,

@@ -108,6 +108,7 @@ impl Made {
             secrets: Vec::new(),
             place: place.clone(),
             origins: [("lr".to_string(), place)].into(),
+            uses: Vec::new(),
             auto: None,
         });
         self.past.plan.steps.len() - 1

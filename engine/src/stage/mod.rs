@@ -5,6 +5,7 @@
 //! or other steps.
 
 mod background;
+pub mod cost;
 mod errors;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use serde_json::Value;
 pub use self::errors::{Cancelled, DeviceFault, Diverged, OutOfDeviceMemory};
 
 use self::background::Background;
+use self::cost::{Cost, Known};
 use crate::tensors::Tensors;
 
 /// A kind of work. One file, one implementation, one line in the registry.
@@ -466,6 +468,8 @@ pub struct Entry {
     pub resolve: fn(Value) -> Result<Resolved, String>,
     /// [`Stage::run`] on canonical parameters.
     pub run: fn(&Value, &mut Context) -> Result<()>,
+    /// [`cost::Costed::cost`] on canonical parameters, if the stage tells it.
+    pub cost: Option<fn(&Value, &Known) -> Option<Cost>>,
 }
 
 /// Parameters with every default filled in.
@@ -498,6 +502,7 @@ impl Entry {
                 let params = S::Params::deserialize(params).context("frozen parameters")?;
                 S::run(&params, ctx)
             },
+            cost: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The stages from outside, in one test program: fewer links, faster builds.
 
 mod cache_teacher;
+mod costs;
 mod data;
 mod decode;
 mod evaluate;
