@@ -3,6 +3,7 @@
 mod cache;
 mod crash;
 mod damage;
+mod docs;
 mod errors;
 mod export;
 mod families;
@@ -20,7 +21,9 @@ mod hub_server;
 mod interop;
 mod leaders;
 mod phases;
+mod reference;
 mod remote;
+mod schema;
 mod secrets;
 mod support;
 mod tidy;
