@@ -242,6 +242,7 @@ pub struct ExportRun {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tool {
     Tensorboard,
+    #[value(aliases = ["perfetto", "chrome"])]
     Trace,
     Jsonl,
     RoCrate,

@@ -74,11 +74,21 @@ fn starter(models: &[Model], text: Option<&Text>, path: &Path) -> String {
         Some(n @ 3..) => format!("[{}, {}]", n / 3, 2 * n / 3),
         _ => "[0, 1]".into(),
     };
+    let file = plain(&path.display().to_string());
+    let uses = [
+        (format!("pipe plan {file}"), "what would run"),
+        (
+            format!("pipe run {file} --profile try"),
+            "two layers and few tokens: whether it works here",
+        ),
+        (format!("pipe run {file}"), "the whole; it wants a GPU"),
+        ("pipe report".into(), "what came out"),
+    ];
     let fields = [
         ("@TEACHER_NAME@", plain(&teacher.reference)),
         ("@TEACHER@", quoted(&teacher.reference)),
         ("@OTHERS@", others),
-        ("@FILE@", plain(&path.display().to_string())),
+        ("@USE@", usage(&uses)),
         ("@NAME@", quoted(&stem(path))),
         ("@CORPUS@", corpus(text)),
         ("@TRY@", try_layers),
@@ -106,15 +116,23 @@ fn own_teacher(text: Option<&Text>, path: &Path) -> String {
     let body = body.replacen("name: mohawk", &format!("name: {}", quoted(&stem(path))), 1);
     let of = if text.is_some() { "your own text" } else { "the embedded sample" };
     let file = plain(&path.display().to_string());
+    let uses = usage(&[
+        (format!("pipe plan {file}"), "what would run"),
+        (format!("pipe run {file}"), "all of it: minutes on a CPU"),
+        ("pipe report".into(), "what came out"),
+    ]);
     format!(
-        "# A small Transformer of {of}, and a Mamba-2 student of it, made by `pipe init`. Change what\n\
-         # you like: only what depends on it is done again.\n\
+        "# A small Transformer of {of}, and a Mamba-2 student of it, made by `pipe init`. Change\n\
+         # what you like: only what depends on it is done again.\n\
          #\n\
-         #   pipe plan {file}                    what would run\n\
-         #   pipe run {file}                     all of it: minutes on a CPU\n\
-         #   pipe report                          what came out\n\
-         {body}\n"
+         {uses}{body}\n"
     )
+}
+
+/// Commands and what they do, side by side in a comment.
+fn usage(rows: &[(String, &str)]) -> String {
+    let width = rows.iter().map(|(command, _)| command.chars().count()).max().unwrap_or(0);
+    rows.iter().map(|(command, does)| format!("#   {command:<width$}   {does}\n")).collect()
 }
 
 /// The name of a file, without its ending.
