@@ -70,6 +70,11 @@ pub enum Verb {
     /// List stages with their ports and parameters
     Stages(Stages),
     /// Print the JSON Schema of pipeline files, for editors
+    #[command(after_help = "Then, as the first line of a pipeline, for a YAML language server:
+  # yaml-language-server: $schema=pipe.schema.json
+
+Example:
+  pipe schema > pipe.schema.json")]
     Schema,
     /// Print the script that lets a shell complete commands, steps and runs
     Completions(look::Completions),

@@ -1,6 +1,7 @@
 //! What a shell completes: flags and commands as the parser knows them, and steps, profiles and runs
 //! of the pipeline at hand. Answers whatever it can read, and says nothing of what it cannot.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, Command, CommandFactory as _};
@@ -45,6 +46,7 @@ fn arg(arg: Arg) -> Arg {
         "profiles" => profiles,
         "run" | "a" | "b" => runs,
         "name" => stages,
+        "port" => ports,
         _ => return arg,
     };
     arg.add(ArgValueCandidates::new(candidates))
@@ -90,6 +92,23 @@ fn steps() -> Vec<CompletionCandidate> {
         names.push(plain.unwrap_or_else(|| step.name.clone()));
     }
     candidates(names)
+}
+
+/// Output ports of the step that stands in the line; of all steps, if none does.
+fn ports() -> Vec<CompletionCandidate> {
+    let Some(plan) = plan() else { return Vec::new() };
+    let words: Vec<String> = std::env::args().collect();
+    let named = |step: &&engine::plan::Step| {
+        let short = step.name.replace('[', "@").replace(']', "");
+        words.iter().any(|word| [&step.name, &step.group, &short].contains(&word))
+    };
+    let mut steps: Vec<_> = plan.steps.iter().filter(named).collect();
+    if steps.is_empty() {
+        steps = plan.steps.iter().collect();
+    }
+    let names: BTreeSet<&String> =
+        steps.iter().flat_map(|step| &step.ports).map(|(name, ..)| name).collect();
+    candidates(names.into_iter().cloned())
 }
 
 fn profiles() -> Vec<CompletionCandidate> {

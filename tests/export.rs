@@ -165,7 +165,7 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
     );
     project.run(&["--until", "teacher"]);
     refused(&project, &["distill", "out"], &["not in the cache"]);
-    refused(&project, &["tokens", "out"], &["no output port `model`", "`train`"]);
+    refused(&project, &["tokens", "out"], &["no output `model`", "`train`"]);
     refused(&project, &["teecher", "out"], &["teacher"]);
     let ran = project.pipe(&["export", "tokenizer", "out", "--port", "tokenizer"]);
     assert_eq!(ran.code, Some(1));

@@ -1,5 +1,6 @@
 //! What helps before anything runs: completions, manual pages, `pipe init`, did-you-mean.
 
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::Project;
@@ -64,6 +65,47 @@ fn scripts_for_shells_are_printed_and_bash_takes_ours() {
     assert!(wrong.code == Some(2) && wrong.stderr.contains("'bash'"), "{}", wrong.stderr);
 }
 
+/// A real bash, which has read our script, asked as it asks when somebody presses Tab.
+#[test]
+fn bash_completes_steps_of_the_pipeline_at_hand() {
+    let project = two();
+    project.write("c.sh", &project.pipe(&["completions", "bash"]).stdout);
+    let bin = Path::new(env!("CARGO_BIN_EXE_pipe")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let tab = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let script = format!(
+            "source ./c.sh; complete -p pipe > /dev/null; COMP_WORDS=({}); COMP_CWORD={}; COMP_TYPE=9; \
+             _clap_complete_pipe pipe '{}' '{}'; IFS=$'\\n'; echo \"${{COMPREPLY[*]}}\"",
+            words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "),
+            words.len() - 1,
+            words[words.len() - 1],
+            words[words.len() - 2],
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "-c", &script]).current_dir(project.path()).env("PATH", &path);
+        let output = bash.env("PIPE_CACHE", project.cache()).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+        told.lines().map(|line| line.trim().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(tab("pipe run p.yaml --until pa"), ["part", "part@1", "part@2"]);
+    assert_eq!(tab("pipe run p.yaml --profile b"), ["big"]);
+    assert_eq!(tab("pipe rep"), ["report"]);
+    project.run(&[]);
+    assert_eq!(tab("pipe why a"), ["all"]);
+    assert_eq!(tab("pipe export all x --port "), ["o"]);
+    // The other shells, where they are.
+    for (shell, args) in [("zsh", ["-n"]), ("fish", ["-n"])] {
+        project.write("c.txt", &project.pipe(&["completions", shell]).stdout);
+        match Command::new(shell).args(args).arg("c.txt").current_dir(project.path()).status() {
+            Ok(status) => assert!(status.success(), "{shell} does not take our script"),
+            #[allow(clippy::print_stdout)] // a test says what it skips
+            Err(_) => println!("skipped: there is no {shell}"),
+        }
+    }
+}
+
 #[test]
 fn every_command_has_a_page_and_an_example() {
     let project = Project::new();
@@ -76,21 +118,21 @@ fn every_command_has_a_page_and_an_example() {
     for page in ["pipe.1", "pipe-run.1", "pipe-graph.1", "pipe-bench-decode.1"] {
         assert!(pages.contains(&page.to_string()), "{page} in {pages:?}");
     }
-    let help = project.pipe(&["--help"]).stdout;
-    let verbs = help.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let verbs = verbs.take_while(|line| !line.is_empty());
-    let names = verbs.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     let mut seen = 0;
-    for name in names.map(|line| line.split_whitespace().next().unwrap()) {
-        let help = project.pipe(&[name, "--help"]).stdout;
-        // `bench` and `cache` have commands of their own; the schema's has no arguments at all.
-        assert!(
-            help.contains("Example") || ["bench", "cache", "schema"].contains(&name),
-            "{name}: {help}"
-        );
+    let mut open: Vec<Vec<String>> = vec![Vec::new()];
+    while let Some(command) = open.pop() {
+        let mut args: Vec<&str> = command.iter().map(String::as_str).collect();
+        args.push("--help");
+        let help = project.pipe(&args).stdout;
+        let inner = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+        let inner = inner.take_while(|line| !line.is_empty());
+        let names = inner.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names: Vec<&str> = names.filter_map(|line| line.split_whitespace().next()).collect();
+        assert!(!names.is_empty() || help.contains("Example"), "{command:?}: {help}");
+        open.extend(names.iter().map(|name| [&command[..], &[name.to_string()]].concat()));
         seen += 1;
     }
-    assert!(seen > 20, "{help}");
+    assert!(seen > 35, "{seen} commands");
 }
 
 #[test]
@@ -100,7 +142,13 @@ fn a_starter_is_for_what_is_there_and_right() {
     project.env("HF_HUB_CACHE", hub.to_str().unwrap());
     let ran = project.pipe(&["init"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    assert!(ran.stderr.contains("no model is here"), "{}", ran.stderr);
+    for part in ["no model is here", "no text is here"] {
+        assert!(ran.stderr.contains(part), "{}", ran.stderr);
+    }
+    let yaml = project.read("pipeline.yaml");
+    assert!(yaml.starts_with("# A small Transformer of the embedded sample"), "{yaml}");
+    assert!(yaml.contains("\nname: \"pipeline\"\n") && !yaml.contains("mohawk"), "{yaml}");
+    assert_eq!(project.pipe(&["check", "pipeline.yaml"]).code, Some(0));
     assert!(project.pipe(&["plan", "pipeline.yaml"]).stdout.contains("runs    corpus"));
     let again = project.pipe(&["init"]);
     assert!(again.code == Some(2) && again.stderr.contains("--force"), "{}", again.stderr);
@@ -118,6 +166,7 @@ fn a_starter_is_for_what_is_there_and_right() {
     project.write("texts/a.jsonl", "{\"text\": \"one\"}\n");
     let ran = project.pipe(&["init", "--force"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("found   ./texts/*.jsonl ("), "{}", ran.stderr);
     let yaml = project.read("pipeline.yaml");
     for part in [
         "teacher: \"./models/tiny\"",
@@ -143,6 +192,13 @@ fn a_typo_is_answered_with_what_was_meant() {
         (&["run", "p.yaml", "--profile", "smal"], "small"),
         (&["compare", "prat"], "part"),
         (&["run", "p.yaml", "--until", "part@3"], "part[2]"),
+        (&["rnu", "p.yaml"], "'run'"),
+        (&["cache", "verfy"], "'verify'"),
+        (&["plan", "q.yaml"], "did you mean `p.yaml`"),
+        (&["report", "@7"], "pipe runs"),
+        (&["export", "all", "out", "--port", "oo"], "did you mean `o`"),
+        (&["generate", "all", "--port", "oo"], "did you mean `o`"),
+        (&["stages", "distil"], "distill"),
     ] {
         let ran = project.pipe(args);
         assert!(ran.code == Some(2) && ran.stderr.contains(meant), "{args:?}: {}", ran.stderr);

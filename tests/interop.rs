@@ -1,6 +1,6 @@
 //! `pipe export-run`: what other tools read of a run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -41,6 +41,52 @@ fn a_trace_has_a_slice_for_every_step_that_ran() {
     assert_eq!(names, BTreeSet::from(["corpus", "tokenizer", "tokens", "teacher"]));
     assert!(of("X").iter().all(|e| e["dur"].as_i64().unwrap() >= 0 && e["tid"].as_i64() > Some(0)));
     assert!(of("C").iter().any(|e| e["name"] == "teacher loss"), "{events:#?}");
+}
+
+/// What the Trace Event Format asks of every kind of event that we write.
+#[test]
+fn a_trace_is_well_formed() {
+    let project = trained();
+    // A second run has cached steps beside those that run.
+    project.run(&["--set", "updates=8"]);
+    for run in ["@1", "@2"] {
+        export(&project, &[run, "--to", "trace", "-o", "t.json"]);
+        let trace: Value = serde_json::from_str(&project.read("t.json")).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        let mut lanes: BTreeMap<i64, Vec<(i64, i64)>> = BTreeMap::new();
+        let mut named = BTreeSet::new();
+        let mut counters = Vec::new();
+        for event in events {
+            assert!(event["name"].is_string() && event["pid"].is_u64(), "{event}");
+            let tid = || event["tid"].as_i64().unwrap();
+            let ts = || event["ts"].as_i64().filter(|ts| *ts >= 0).unwrap();
+            match event["ph"].as_str().unwrap() {
+                "M" if event["name"] == "thread_name" => {
+                    assert!(named.insert(tid()), "a lane is named once: {event}");
+                }
+                "M" => assert!(event["args"]["name"].is_string(), "{event}"),
+                "X" => {
+                    let end = ts() + event["dur"].as_i64().filter(|dur| *dur >= 0).unwrap();
+                    lanes.entry(tid()).or_default().push((ts(), end));
+                }
+                "C" => {
+                    counters.push(ts());
+                    let values = event["args"].as_object().unwrap();
+                    assert!(!values.is_empty() && values.values().all(Value::is_number), "{event}");
+                }
+                "i" => assert!(ts() >= 0 && event["s"] == "p", "{event}"),
+                other => panic!("a phase that nobody asked for: {other}"),
+            }
+        }
+        assert!(counters.is_sorted(), "{counters:?}");
+        for (lane, slices) in lanes {
+            assert!(named.contains(&lane), "lane {lane} has a name");
+            assert!(
+                slices.is_sorted() && slices.windows(2).all(|w| w[0].1 <= w[1].0),
+                "{slices:?}"
+            );
+        }
+    }
 }
 
 #[test]

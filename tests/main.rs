@@ -3,6 +3,7 @@
 mod cache;
 mod crash;
 mod damage;
+mod docs;
 mod errors;
 mod export;
 mod families;
@@ -21,7 +22,9 @@ mod interop;
 mod leaders;
 mod phases;
 mod plans;
+mod reference;
 mod remote;
+mod schema;
 mod secrets;
 mod support;
 mod tidy;

@@ -242,6 +242,7 @@ pub struct ExportRun {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tool {
     Tensorboard,
+    #[value(aliases = ["perfetto", "chrome"])]
     Trace,
     Jsonl,
     RoCrate,
@@ -253,7 +254,7 @@ pub enum Tool {
 
 Examples:
   source <(pipe completions bash)                                   in ~/.bashrc
-  source <(pipe completions zsh)                                    in ~/.zshrc
+  source <(pipe completions zsh)                                    in ~/.zshrc, after `compinit`
   pipe completions fish > ~/.config/fish/completions/pipe.fish"
 )]
 pub struct Completions {
@@ -265,9 +266,13 @@ pub struct Completions {
 #[derive(Args)]
 #[command(after_help = "Examples:
   pipe man | man -l -
-  pipe man -o ~/.local/share/man/man1            one page for each command: `man pipe-run`")]
+  pipe man -o ~/.local/share/man/man1            one page for each command: `man pipe-run`
+  pipe man --markdown -o docs/reference          commands, stages and the pipeline file")]
 pub struct Man {
-    /// Write the pages of all commands into this directory [default: print that of `pipe`]
+    /// Write Markdown: commands, stages and the pipeline file
+    #[arg(long)]
+    pub markdown: bool,
+    /// Write all pages into this directory [default: print, without `--markdown` that of `pipe`]
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 }

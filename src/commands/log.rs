@@ -29,7 +29,10 @@ pub fn log(args: Log) -> Result<ExitCode> {
         None => of_newest(&cache, &args)?,
     };
     let Some(text) = text else {
-        bail!(super::Wrong(format!("`{name}` has no log: no attempt of it is recorded here")));
+        bail!(super::Wrong(format!(
+            "`{name}` has no log: no attempt of it is recorded here\nhint: it did not run yet, or its records \
+             were collected"
+        )));
     };
     let text = String::from_utf8_lossy(&text);
     if args.json {

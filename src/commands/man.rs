@@ -1,5 +1,6 @@
-//! `pipe man`: manual pages, from the same text as `--help`.
+//! `pipe man`: manual pages, from the same text as `--help`; or the whole reference as Markdown.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -12,6 +13,11 @@ use crate::out;
 pub fn man(args: Man) -> Result<ExitCode> {
     let command = Cli::command();
     match &args.output {
+        Some(dir) if args.markdown => write_reference(dir)?,
+        None if args.markdown => {
+            let texts = super::reference::pages().map(|(_, text)| text);
+            out::line(texts.join("\n").trim_end());
+        }
         Some(dir) => {
             let cannot = || format!("cannot write manual pages to {}", dir.display());
             std::fs::create_dir_all(dir).with_context(cannot)?;
@@ -25,4 +31,15 @@ pub fn man(args: Man) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_reference(dir: &Path) -> Result<()> {
+    let cannot = |path: &Path| format!("cannot write {}", path.display());
+    std::fs::create_dir_all(dir).with_context(|| cannot(dir))?;
+    for (name, text) in super::reference::pages() {
+        let path = dir.join(name);
+        std::fs::write(&path, text).with_context(|| cannot(&path))?;
+        out::line(path.display().to_string());
+    }
+    Ok(())
 }

@@ -20,6 +20,7 @@ mod model_of;
 mod plan;
 mod priced;
 mod push;
+mod reference;
 mod remote;
 mod report;
 mod run;
@@ -233,6 +234,20 @@ fn one_step(loaded: &Loaded, name: &str) -> Result<usize> {
             )))
         }
     }
+}
+
+/// A step has no output of that name.
+fn no_port(step: &engine::plan::Step, port: &str) -> Wrong {
+    let names: Vec<&str> = step.ports.iter().map(|(name, ..)| name.as_str()).collect();
+    let meant = engine::diagnostic::closest(port, names.iter().copied());
+    let hint = match meant {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => {
+            let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            format!("it has {}; choose a model with `--port`, or another step", names.join(", "))
+        }
+    };
+    Wrong(format!("step `{}` has no output `{port}`\nhint: {hint}", step.name))
 }
 
 /// All steps that `name` means.

@@ -86,16 +86,7 @@ fn has_port(step: &Step, port: &str) -> Result<()> {
         Some((_, true, _)) => {
             bail!(Wrong(format!("`{}.{port}` is a list of files, not a model", step.name)))
         }
-        None => {
-            let names: Vec<String> =
-                step.ports.iter().map(|(name, _, _)| format!("`{name}`")).collect();
-            bail!(Wrong(format!(
-                "step `{}` has no output `{port}`\nhint: it has {}; choose a model with `--port`, or \
-                 another step",
-                step.name,
-                names.join(", ")
-            )))
-        }
+        None => bail!(super::no_port(step, port)),
     }
 }
 

@@ -119,7 +119,13 @@ impl Executor<'_> {
         let signal = self.pool.throw_away(running.worker, failure == Failure::Crash);
         let limit = self.plan.steps[self.steps[at]].timeout_s.unwrap_or_default();
         let (failure, message) = match failure {
-            Failure::Timeout => (failure, format!("it ran longer than its timeout of {limit} s")),
+            Failure::Timeout => (
+                failure,
+                format!(
+                    "it ran longer than its timeout of {limit} s\nhint: raise `timeout` of the step; what it \
+                     kept as checkpoint is not lost"
+                ),
+            ),
             Failure::Cancelled => (failure, "stopped".into()),
             // As the kernel does when memory runs out.
             _ if signal == Some(Signal::KILL) => (

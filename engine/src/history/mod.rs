@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use cache::Cache;
 
+use crate::diagnostic::closest;
 use crate::run::{self, Info};
 
 /// Runs that were started in `cwd`, the newest first.
@@ -57,7 +58,12 @@ pub fn find(cache: &Cache, cwd: &Path, text: &str) -> Result<PathBuf, String> {
     match &found[..] {
         [one] => Ok(one.clone()),
         [] => {
-            Err(format!("no recorded run starts with `{text}`\nhint: `pipe runs --all` lists them"))
+            let ids: Vec<String> = run::all(cache).iter().map(id).collect();
+            let hint = match closest(text, ids.iter().map(String::as_str)) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => "`pipe runs --all` lists them".into(),
+            };
+            Err(format!("no recorded run starts with `{text}`\nhint: {hint}"))
         }
         many => {
             let ids: Vec<String> =

@@ -14,7 +14,7 @@ impl Plan {
         let reference = parse(text)?;
         if reference.port.is_some() {
             let step = text.rsplit_once('.').map_or(text, |(step, _)| step);
-            return Err(format!("`{text}` names a port; write the step, `{step}`"));
+            return Err(format!("`{text}` names a port\nhint: write the step, `{step}`"));
         }
         let group: Vec<usize> =
             (0..self.steps.len()).filter(|&at| self.steps[at].group == reference.step).collect();

@@ -133,7 +133,8 @@ impl Files {
         };
         let Some(entries) = tree.entries() else {
             let message = format!("a pipeline is a map of fields, not {}", tree.describe());
-            problems.push(Problem::new(tree.span, message));
+            let hint = "write `steps: { NAME: { stage: … } }`";
+            problems.push(Problem::new(tree.span, message).hint(hint));
             self.broken = true;
             return;
         };
@@ -218,6 +219,23 @@ pub fn unreadable(
     let problem = Problem::new(span, format!("cannot read `{name}`: {why}"));
     match from {
         Some(_) => problem.hint(format!("looked for `{}`", path.display())),
-        None => problem,
+        None => problem.maybe_hint(meant(path)),
     }
 }
+
+/// Which YAML file was meant: what lies beside `path`, or in it.
+fn meant(path: &Path) -> Option<String> {
+    let (dir, word) = match path.is_dir() {
+        true => (path, ""),
+        false => (path.parent()?, path.file_name()?.to_str()?),
+    };
+    let names = std::fs::read_dir(dir).ok()?.take(MOST_LISTED).flatten();
+    let names = names.filter_map(|item| item.file_name().into_string().ok());
+    let yaml = |name: &String| name.ends_with(".yaml") || name.ends_with(".yml");
+    let mut names: Vec<String> = names.filter(yaml).collect();
+    names.sort();
+    suggest(word, "files there", names.iter().map(String::as_str))
+}
+
+/// Items of a directory that are looked at for a hint.
+const MOST_LISTED: usize = 1000;

@@ -39,7 +39,11 @@ pub fn schema(registry: &Registry) -> Value {
                 "description": "Named changes to params and steps: `pipe run --profile NAME`.",
                 "additionalProperties": { "$ref": "#/$defs/profile" }
             },
-            "steps": { "type": "object", "additionalProperties": { "$ref": "#/$defs/step" } },
+            "steps": {
+                "type": "object",
+                "description": "What is done, by name. A step runs when what it needs is there, whatever the order here.",
+                "additionalProperties": { "$ref": "#/$defs/step" }
+            },
             "outputs": {
                 "type": "object",
                 "description": "What to copy where after a run; `to` is relative to the current directory.",
@@ -49,7 +53,7 @@ pub fn schema(registry: &Registry) -> Value {
                     "additionalProperties": false,
                     "properties": {
                         "from": { "type": "string", "description": "`step.port`" },
-                        "to": { "type": "string" }
+                        "to": { "type": "string", "description": "A path; nothing that we did not write is overwritten." }
                     }
                 }
             }
@@ -59,7 +63,6 @@ pub fn schema(registry: &Registry) -> Value {
 }
 
 fn step(registry: &Registry) -> Value {
-    let names: Vec<&str> = registry.0.iter().map(|entry| entry.name).collect();
     let mut step = json!({
         "type": "object",
         "required": ["stage"],
@@ -67,12 +70,16 @@ fn step(registry: &Registry) -> Value {
         "additionalProperties": false,
         "allOf": registry.0.iter().map(branch).collect::<Vec<_>>()
     });
-    let docs: Vec<String> = registry.0.iter().map(|e| format!("{}: {}", e.name, e.doc)).collect();
-    step["properties"]["stage"] = json!({
-        "anyOf": [{ "enum": names }, { "type": "string", "pattern": "\\$\\{" }],
-        "description": format!("What kind of work it is.\n{}", docs.join("\n"))
-    });
+    // One by one, so that an editor says beside each name what it is.
+    let mut stages: Vec<Value> = registry.0.iter().map(one).collect();
+    stages.push(json!({ "type": "string", "pattern": "\\$\\{" }));
+    step["properties"]["stage"] =
+        json!({ "anyOf": stages, "description": "What kind of work it is." });
     step
+}
+
+fn one(entry: &Entry) -> Value {
+    json!({ "const": entry.name, "description": entry.doc })
 }
 
 /// What `stage: X` says about `with` and `in`.
@@ -115,7 +122,7 @@ fn fields() -> Value {
         "timeout": { "type": ["number", "string"], "description": "`90` seconds, `10m`, `2h`." },
         "after": { "type": ["string", "array"], "items": { "type": "string" }, "description": "Steps that must be done first though nothing flows." },
         "cache": { "type": ["boolean", "string"], "description": "`false`: always run." },
-        "run": { "type": ["array", "string"], "items": text, "description": "Program and arguments; one text is a program for `sh`." },
+        "run": { "type": ["array", "string"], "items": text, "description": "Program and arguments; one text is a program for `sh`. `${in.PORT}` and `${out.PORT}` are paths, `${checkpoint}` is a directory that outlives an interruption." },
         "out": { "type": ["array", "object"], "description": "Output ports, or ports and file names." },
         "env": { "type": "object", "additionalProperties": text, "description": "Environment variables; part of the key." },
         "secrets": { "type": "array", "items": { "type": "string" }, "description": "Variables passed through; never part of the key, masked." }
@@ -127,9 +134,10 @@ fn profile() -> Value {
         "type": "object",
         "additionalProperties": false,
         "properties": {
-            "params": { "type": "object" },
-            "steps": { "type": "object", "additionalProperties": { "type": "object",
-                "properties": fields(), "description": "Fields laid over the step's; `null` takes one away." } }
+            "params": { "type": "object", "description": "Values laid over the file's `params`." },
+            "steps": { "type": "object", "description": "Steps to change, by name.",
+                "additionalProperties": { "type": "object",
+                    "properties": fields(), "description": "Fields laid over the step's; `null` takes one away." } }
         }
     })
 }
@@ -150,17 +158,25 @@ fn rebase(schema: &mut Value, at: &str) {
     }
 }
 
-/// Any parameter may be a `${…}` in place of its value, numbers may be texts like `2e6`, lists ranges.
+/// Any parameter may be a `${…}` in place of its value, and so may what is inside a list; numbers may
+/// be texts like `2e6`, lists ranges.
 fn open(object: &mut Map<String, Value>) {
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
         for schema in properties.values_mut() {
-            let description = schema.get("description").cloned();
-            let filled = json!({ "type": "string", "pattern": "\\$\\{|^[-+0-9._eE]+$" });
-            let mut either = json!({ "anyOf": [schema.take(), filled] });
-            if let Some(description) = description {
-                either["description"] = description;
+            let told = ["description", "default"].map(|word| (word, schema.get(word).cloned()));
+            if let Some(items) = schema.get_mut("items") {
+                *items = or_filled(items.take());
             }
-            *schema = either;
+            *schema = or_filled(schema.take());
+            for (word, value) in told {
+                if let Some(value) = value {
+                    schema[word] = value;
+                }
+            }
         }
     }
+}
+
+fn or_filled(schema: Value) -> Value {
+    json!({ "anyOf": [schema, { "type": "string", "pattern": "\\$\\{|^[-+0-9._eE]+$" }] })
 }

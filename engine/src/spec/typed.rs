@@ -367,14 +367,22 @@ impl<'a> Typed<'a> {
             ) if value::float(text).is_some() || value::boolean(text).is_some() => {
                 problem.hint(format!("remove the quotes: `{text}`"))
             }
-            (Value::Scalar { quoted: false, text }, "a whole number")
-                if value::float(text).is_some() =>
-            {
-                problem
-            }
-            _ => problem,
+            _ => problem.maybe_hint(self.told(path)),
         });
         None
+    }
+
+    /// What the parameter at `path` is, and its default.
+    fn told(&self, path: &str) -> Option<String> {
+        let name = path.split(['.', '[']).next()?;
+        let field = self.root.get("properties")?.get(name)?;
+        let doc = field.get("description")?.as_str()?;
+        let doc = doc.split_whitespace().collect::<Vec<_>>().join(" ");
+        let doc = doc.trim_end_matches('.');
+        Some(match field.get("default") {
+            Some(default) => format!("`{name}`: {doc}; by default {default}"),
+            None => format!("`{name}`: {doc}"),
+        })
     }
 
     fn complaint(&self, node: &Node, path: &str, want: &str) -> Problem {

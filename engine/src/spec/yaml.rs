@@ -313,6 +313,9 @@ impl Builder<'_> {
         let line = self.text[from..].lines().next().unwrap_or_default();
         match line.trim_start_matches(' ').starts_with('\t') {
             true => problem.hint("indent with spaces; YAML takes no tabs"),
+            false if error.info().contains("flow ") => {
+                problem.hint("a `{` or `[` before this is not closed, or a comma is missing")
+            }
             false => problem,
         }
     }

@@ -151,5 +151,6 @@ fn a_params_file_lies_between_profiles_and_sets() {
 
     error: cannot read `none.yaml`: it does not exist
      --> none.yaml
+      hint: files there: `bad.yaml`, `p.yaml`, `q.yaml`
     ");
 }

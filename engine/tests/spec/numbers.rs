@@ -96,7 +96,10 @@ fn steps_are_chosen_by_name_coordinates_and_shell_form() {
     assert_eq!(chosen("train@lr=0.0003,seed=1"), "train[lr=3e-4,seed=1]");
     assert_eq!(chosen("algin"), "unknown step `algin`\nhint: did you mean `align`?");
     assert_eq!(chosen("align[3]"), "`align` has no instance `3`\nhint: did you mean `align[0]`?");
-    assert_eq!(chosen("align[0].text"), "`align[0].text` names a port; write the step, `align[0]`");
+    assert_eq!(
+        chosen("align[0].text"),
+        "`align[0].text` names a port\nhint: write the step, `align[0]`"
+    );
     assert_eq!(chosen("align["), "`[` without `]` in `align[`");
 }
 

@@ -1,6 +1,6 @@
 //! `pipe cache ls`: results, what they take, and what keeps them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -33,6 +33,12 @@ pub fn ls(args: Ls) -> Result<ExitCode> {
     match args.json {
         true => table.json(&products)?,
         false => table.print(&products),
+    }
+    if let (Some(name), true) = (&args.step, products.is_empty()) {
+        let steps: BTreeSet<&str> = facts.products.iter().map(|p| p.step.as_str()).collect();
+        if let Some(hint) = engine::diagnostic::suggest(name, "results are of", steps) {
+            out::message(format!("hint: {hint}"));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

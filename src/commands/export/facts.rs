@@ -13,7 +13,7 @@ use engine::stage::Stage as _;
 use stages::evaluate::Evaluate;
 use stages::models::published::{Evaluation, Provenance, StepFact};
 
-use crate::commands::{BUILD, REGISTRY, Wrong};
+use crate::commands::{BUILD, REGISTRY, Wrong, no_port};
 
 /// What was found.
 pub struct Found {
@@ -91,15 +91,7 @@ fn model(plan: &Plan, at: usize, port: &str, entry: &Entry) -> Result<Output> {
     let many: Vec<&Output> = entry.outputs.iter().filter(|o| o.port == port).collect();
     match &many[..] {
         [one] => Ok((*one).clone()),
-        [] => {
-            let ports: Vec<String> = step.ports.iter().map(|(p, ..)| format!("`{p}`")).collect();
-            let ports = ports.join(", ");
-            bail!(Wrong(format!(
-                "`{}` has no output port `{port}`; it has {ports}\nhint: name a step with a model, \
-                 or a port with `--port`",
-                step.name
-            )))
-        }
+        [] => bail!(no_port(step, port)),
         _ => bail!(Wrong(format!("port `{port}` of `{}` is a list, not a model", step.name))),
     }
 }

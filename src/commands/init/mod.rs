@@ -37,13 +37,19 @@ pub fn init(args: Init) -> Result<ExitCode> {
             bytes(model.bytes)
         ));
     }
+    match texts.first() {
+        Some(text) => {
+            out::message(format!("found   {} ({} of text)", clean(&text.glob), bytes(text.bytes)));
+        }
+        None => out::message("note    no text is here: the pipeline takes the embedded sample"),
+    }
     let text = match models.first() {
         Some(_) => starter(&models, texts.first(), path),
         None => {
             out::message(
                 "note    no model is here: the pipeline trains a small teacher of its own",
             );
-            own_teacher(texts.first())
+            own_teacher(texts.first(), path)
         }
     };
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -68,13 +74,22 @@ fn starter(models: &[Model], text: Option<&Text>, path: &Path) -> String {
         Some(n @ 3..) => format!("[{}, {}]", n / 3, 2 * n / 3),
         _ => "[0, 1]".into(),
     };
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let file = plain(&path.display().to_string());
+    let uses = [
+        (format!("pipe plan {file}"), "what would run"),
+        (
+            format!("pipe run {file} --profile try"),
+            "two layers and few tokens: whether it works here",
+        ),
+        (format!("pipe run {file}"), "the whole; it wants a GPU"),
+        ("pipe report".into(), "what came out"),
+    ];
     let fields = [
         ("@TEACHER_NAME@", plain(&teacher.reference)),
         ("@TEACHER@", quoted(&teacher.reference)),
         ("@OTHERS@", others),
-        ("@FILE@", plain(&path.display().to_string())),
-        ("@NAME@", quoted(&stem)),
+        ("@USE@", usage(&uses)),
+        ("@NAME@", quoted(&stem(path))),
         ("@CORPUS@", corpus(text)),
         ("@TRY@", try_layers),
     ];
@@ -93,9 +108,36 @@ fn starter(models: &[Model], text: Option<&Text>, path: &Path) -> String {
     out + rest
 }
 
-/// The embedded pipeline, with the text that was found.
-fn own_teacher(text: Option<&Text>) -> String {
-    super::EMBEDDED.1.replacen("corpus: []", &format!("corpus: {}", corpus(text)), 1)
+/// The embedded pipeline, with the text that was found, a name, and words of its own at the top.
+fn own_teacher(text: Option<&Text>, path: &Path) -> String {
+    let body: Vec<&str> =
+        super::EMBEDDED.1.lines().skip_while(|line| line.starts_with('#')).collect();
+    let body = body.join("\n").replacen("corpus: []", &format!("corpus: {}", corpus(text)), 1);
+    let body = body.replacen("name: mohawk", &format!("name: {}", quoted(&stem(path))), 1);
+    let of = if text.is_some() { "your own text" } else { "the embedded sample" };
+    let file = plain(&path.display().to_string());
+    let uses = usage(&[
+        (format!("pipe plan {file}"), "what would run"),
+        (format!("pipe run {file}"), "all of it: minutes on a CPU"),
+        ("pipe report".into(), "what came out"),
+    ]);
+    format!(
+        "# A small Transformer of {of}, and a Mamba-2 student of it, made by `pipe init`. Change\n\
+         # what you like: only what depends on it is done again.\n\
+         #\n\
+         {uses}{body}\n"
+    )
+}
+
+/// Commands and what they do, side by side in a comment.
+fn usage(rows: &[(String, &str)]) -> String {
+    let width = rows.iter().map(|(command, _)| command.chars().count()).max().unwrap_or(0);
+    rows.iter().map(|(command, does)| format!("#   {command:<width$}   {does}\n")).collect()
+}
+
+/// The name of a file, without its ending.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn corpus(text: Option<&Text>) -> String {
