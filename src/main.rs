@@ -2,12 +2,15 @@
 //!
 //! Exit codes: 0 well, 1 a step failed, 2 wrong pipeline or argument, 130 interrupted.
 
+mod board;
 mod cli;
 mod commands;
 mod complete;
 mod console;
+mod machine;
 mod out;
 mod processes;
+mod screen;
 mod table;
 
 use std::process::ExitCode;

@@ -1,13 +1,16 @@
 //! `pipe run`: wires plan, cache, workers, record and console; the engine decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
+use cache::Entry;
 use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Options, Outcome, Setting};
+use engine::plan::Plan;
 use engine::pool::Launcher;
+use engine::price;
 use engine::run::{Asked, Past, Record};
 use engine::spec::Loaded;
 
@@ -15,6 +18,8 @@ use crate::cli::Run;
 use crate::console::Console;
 use crate::out;
 
+/// Results of a stage that times are expected from.
+const RECENT: usize = 50;
 /// How often the user asked to stop.
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
@@ -28,7 +33,8 @@ pub fn run(args: Run) -> Result<ExitCode> {
         args: std::env::args().skip(1).collect(),
     };
     let mut record = Record::create(&cache, &loaded.plan, &loaded.sources, asked, super::BUILD)?;
-    let mut console = Console::new(&loaded.plan, args.quiet, args.json);
+    let before = || expected(&loaded.plan, &cache);
+    let mut console = Console::new(&loaded.plan, (args.quiet, args.json), before, &options.gpus);
     listen()?;
 
     let mut broken = false;
@@ -71,6 +77,18 @@ pub fn run(args: Run) -> Result<ExitCode> {
         Some(error) => Err(error.into()),
         None => Ok(exit_code(&outcome.summary)),
     }
+}
+
+/// Seconds that each step takes, as far as anything like it was ever done.
+fn expected(plan: &Plan, cache: &cache::Cache) -> Vec<Option<f64>> {
+    let mut known: HashMap<&str, Vec<Entry>> = HashMap::new();
+    let mut all = Vec::new();
+    for step in &plan.steps {
+        let look = || cache.recent(&step.stage, &step.name, RECENT);
+        let entries = known.entry(&step.stage).or_insert_with(look);
+        all.push(price::price(step, entries).map(|price| price.seconds));
+    }
+    all
 }
 
 /// Draws the report beside the record. Its failure is told and ends nothing.
