@@ -262,14 +262,22 @@ pub struct OfStep {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:
-  pipe report -o report.html")]
+#[command(after_help = "Examples:
+  pipe report -o report.html
+  pipe report --open --watch             # of a run that goes on: the page follows it")]
 pub struct Report {
     /// Id of a run, or its beginning [default: the newest run in this directory]
     pub run: Option<String>,
     /// Where to write it
     #[arg(short, long, value_name = "FILE", default_value = "report.html")]
     pub output: PathBuf,
+    /// Open it in a browser ($BROWSER, else the desktop's)
+    #[arg(long)]
+    pub open: bool,
+    /// While the run goes on, write it anew every so many seconds; the page in the browser follows
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+          default_missing_value = "5", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub watch: Option<u32>,
     /// Where artifacts are kept [default: $PIPE_CACHE, else the user's cache directory]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,

@@ -1,15 +1,20 @@
-//! Events → terminal: a live line a running step where there is one, plain lines elsewhere.
+//! Events → terminal: a board where there is one, plain lines elsewhere.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::event::{Event, Failure, Shared, Stamped, Summary};
+use engine::gpu::Gpu;
+use engine::history::now::Stand;
 use engine::plan::Plan;
 use engine::stage::Report;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::board::Board;
+use crate::commands::at_work;
 use crate::out::{self, Paint, clean, duration};
+use crate::screen::Screen;
+use crate::usage::Look;
 
 /// Plain lines tell progress this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
@@ -19,33 +24,38 @@ pub struct Console {
     names: Vec<String>,
     quiet: bool,
     json: bool,
-    live: Option<MultiProgress>,
-    running: HashMap<usize, Step>,
+    board: Arc<Mutex<Board>>,
+    live: Option<Screen>,
+    /// When progress of a step was last told in a plain line.
+    told: HashMap<usize, Instant>,
     paint: Paint,
 }
 
-struct Step {
-    bar: Option<ProgressBar>,
-    started: Instant,
-    told: Instant,
-    first: Option<(Instant, u64)>,
-    done: u64,
-    total: u64,
-    unit: String,
-    metrics: String,
-}
-
 impl Console {
-    /// A console for `plan`; live if standard error is a terminal.
-    pub fn new(plan: &Plan, quiet: bool, json: bool) -> Console {
-        let live = std::io::stderr().is_terminal() && !quiet && !json;
+    /// A console for `plan`; live if standard error is a terminal. `expected` is what each step took
+    /// before, as far as that is known: asked only if it is live.
+    pub fn new(
+        plan: &Plan,
+        (quiet, json): (bool, bool),
+        expected: impl FnOnce() -> Vec<Option<f64>>,
+        gpus: &[Gpu],
+    ) -> Console {
+        let wanted = Screen::possible() && !quiet && !json;
+        let expected = if wanted { expected() } else { vec![None; plan.steps.len()] };
+        let board = Arc::new(Mutex::new(Board::new(plan, expected)));
+        let (drawn, mut look, began) = (board.clone(), Look::new(gpus), Instant::now());
+        let lines = move |columns, rows| {
+            let machine = look.at();
+            let t = began.elapsed().as_secs_f64();
+            lock(&drawn).lines(t, machine, (columns, rows), Paint::stderr())
+        };
         Console {
             names: plan.steps.iter().map(|step| clean(&step.name)).collect(),
             quiet,
             json,
-            live: live
-                .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10))),
-            running: HashMap::new(),
+            board,
+            live: wanted.then(|| Screen::show(Box::new(lines))),
+            told: HashMap::new(),
             paint: Paint::stderr(),
         }
     }
@@ -56,16 +66,15 @@ impl Console {
             out::line(serde_json::to_string(stamped).unwrap_or_default());
             return;
         }
+        lock(&self.board).take(stamped);
         match &stamped.event {
             Event::Launched { step, resumed, .. } => self.launched(*step, *resumed),
-            Event::Reported { step, report } => self.reported(*step, report),
+            Event::Reported { step, report } => self.reported(*step, report, stamped.t),
             Event::Finished { step, seconds, .. } => {
-                self.ended(*step);
                 let took = self.paint.dim(&duration(*seconds));
                 self.say(&format!("{} {} {took}", self.paint.green("done   "), self.names[*step]));
             }
             Event::Failed { step, failure, message, log, retry, .. } => {
-                self.ended(*step);
                 self.failed(*step, *failure, message, log, *retry);
             }
             Event::Waiting { step, holder } => {
@@ -79,15 +88,16 @@ impl Console {
             | Event::Durable { .. }
             | Event::Ended { .. } => {}
         }
+        if let Some(live) = &self.live {
+            live.touch();
+        }
     }
 
-    /// The last line of a run.
+    /// The last line of a run. The board is gone before.
     pub fn last_line(&mut self, summary: &Summary) {
+        self.live = None;
         if self.json {
             return;
-        }
-        if let Some(live) = self.live.take() {
-            let _ = live.clear();
         }
         let counts = [
             (summary.cached, "cached"),
@@ -120,77 +130,35 @@ impl Console {
     }
 
     fn say(&mut self, line: &str) {
-        match &self.live {
-            _ if self.quiet || self.json => {}
-            Some(live) => drop(live.println(line)),
-            None => out::message(line),
+        if !self.quiet && !self.json {
+            out::message(line);
         }
     }
 
     fn launched(&mut self, step: usize, resumed: Option<u64>) {
-        let name = &self.names[step];
-        let bar = self.live.as_ref().map(|live| {
-            let style = ProgressStyle::with_template("{spinner:.dim} {prefix} {bar:18.dim} {msg}");
-            let bar = live.add(ProgressBar::new(0));
-            bar.set_style(
-                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━ "),
-            );
-            bar.set_prefix(name.clone());
-            bar.enable_steady_tick(Duration::from_millis(120));
-            bar
-        });
-        if bar.is_none() || resumed.is_some() {
+        if self.live.is_none() || resumed.is_some() {
             let from = resumed.map_or(String::new(), |at| format!(" from its checkpoint at {at}"));
+            let name = &self.names[step];
             self.say(&format!("{} {name}{from}", self.paint.dim("running")));
         }
-        let now = Instant::now();
-        let step_now = Step {
-            bar,
-            started: now,
-            told: now,
-            first: None,
-            done: 0,
-            total: 0,
-            unit: String::new(),
-            metrics: String::new(),
-        };
-        self.running.insert(step, step_now);
+        self.told.insert(step, Instant::now());
     }
 
-    fn reported(&mut self, step: usize, report: &Report) {
+    fn reported(&mut self, step: usize, report: &Report, t: f64) {
         if let Report::Note { text } = report {
             let text = format!("{}: {text}", self.names[step]);
             return self.note(&text);
         }
-        let Some(running) = self.running.get_mut(&step) else { return };
-        match report {
-            Report::Progress { done, total, unit } => {
-                running.first.get_or_insert((Instant::now(), *done));
-                (running.done, running.total, running.unit) = (*done, *total, clean(unit));
-            }
-            Report::Metric { values, .. } => {
-                let shown =
-                    values.iter().take(3).map(|(name, v)| format!("{} {v:.4}", clean(name)));
-                running.metrics = shown.collect::<Vec<_>>().join(", ");
-            }
-            Report::Note { .. } => {}
+        let due = |told: &mut Instant| told.elapsed() > PLAIN_EVERY;
+        if self.live.is_some() || !self.told.get_mut(&step).is_some_and(due) {
+            return;
         }
-        let text = running.text();
-        if let Some(bar) = &running.bar {
-            bar.set_length(running.total);
-            bar.set_position(running.done);
-            bar.set_message(text);
-        } else if running.told.elapsed() > PLAIN_EVERY {
-            running.told = Instant::now();
-            let line = format!("{} {} {text}", self.paint.dim("running"), self.names[step]);
-            self.say(&line);
-        }
-    }
-
-    fn ended(&mut self, step: usize) {
-        if let Some(Step { bar: Some(bar), .. }) = self.running.remove(&step) {
-            bar.finish_and_clear();
-        }
+        self.told.insert(step, Instant::now());
+        let text = match lock(&self.board).stand(step) {
+            Some(Stand::Running(running)) => at_work(running, t),
+            _ => return,
+        };
+        self.say(&format!("{} {} {text}", self.paint.dim("running"), self.names[step]));
     }
 
     /// A failure is told even when quiet.
@@ -208,48 +176,13 @@ impl Console {
         if !retry && !log.is_empty() {
             text += &format!("\n  hint: the whole log: `pipe log {}`", self.names[step]);
         }
-        match &self.live {
-            Some(live) => drop(live.println(text)),
-            None => out::message(text),
-        }
+        out::message(text);
     }
 }
 
-impl Step {
-    /// `41 % 52k tokens/s, loss 1.234, 12 s left`.
-    fn text(&self) -> String {
-        let mut parts = Vec::new();
-        if self.total > 0 {
-            parts.push(format!("{:.0} %", 100.0 * self.done as f64 / self.total as f64));
-        }
-        if let Some((since, at)) = self.first {
-            let seconds = since.elapsed().as_secs_f64();
-            let rate = (self.done - at.min(self.done)) as f64 / seconds.max(1e-3);
-            if rate > 0.0 && seconds > 0.3 {
-                parts.push(format!("{} {}/s", short(rate), self.unit));
-                if self.total > self.done {
-                    let left = (self.total - self.done) as f64 / rate;
-                    parts.push(format!("{} left", duration(left)));
-                }
-            }
-        }
-        if !self.metrics.is_empty() {
-            parts.push(self.metrics.clone());
-        }
-        if parts.is_empty() {
-            parts.push(duration(self.started.elapsed().as_secs_f64()));
-        }
-        parts.join(", ")
-    }
-}
-
-fn short(rate: f64) -> String {
-    match rate {
-        1e6.. => format!("{:.1}M", rate / 1e6),
-        1e4.. => format!("{:.0}k", rate / 1e3),
-        1e3.. => format!("{:.1}k", rate / 1e3),
-        _ => format!("{rate:.0}"),
-    }
+/// Whoever panicked with it has told so; a board is never half changed in a way that matters.
+fn lock(board: &Mutex<Board>) -> MutexGuard<'_, Board> {
+    board.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the remote was good for.

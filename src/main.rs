@@ -3,6 +3,7 @@
 //! Exit codes: 0 well, 1 a step failed, 2 wrong pipeline or argument (or a step that cannot fit this
 //! machine), 3 the budget of time was used up and steps are left, 130 interrupted.
 
+mod board;
 mod cli;
 mod commands;
 mod complete;
@@ -10,7 +11,9 @@ mod console;
 mod machine;
 mod out;
 mod processes;
+mod screen;
 mod table;
+mod usage;
 
 use std::process::ExitCode;
 

@@ -30,9 +30,9 @@ fn write(text: &str) {
     }
 }
 
-/// Prints a message.
+/// Prints a message, above the board if there is one.
 pub fn message(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+    crate::screen::above(text.as_ref());
 }
 
 /// Prints an error and what caused it.

@@ -1,5 +1,7 @@
 //! The binary from outside, in one test program: fewer links, faster builds.
 
+mod board;
+mod browser;
 mod cache;
 mod crash;
 mod damage;

@@ -43,6 +43,8 @@ use clap::Parser as _;
 use engine::spec::{self, Loaded};
 use engine::stage::Registry;
 
+pub use status::at_work;
+
 use crate::cli::{Bench, Cli, Settings, Verb};
 
 /// All stages of this binary.

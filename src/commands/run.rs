@@ -1,6 +1,6 @@
 //! `pipe run`: wires plan, cache, workers, record and console; the engine decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,6 +12,7 @@ use engine::forecast::Seen;
 use engine::lookup;
 use engine::plan::Plan;
 use engine::pool::Launcher;
+use engine::price;
 use engine::run::{Asked, Past, Record};
 use engine::spec::Loaded;
 
@@ -21,6 +22,8 @@ use crate::console::Console;
 use crate::machine;
 use crate::out::{self, duration};
 
+/// Results of a stage that times are expected from.
+const RECENT: usize = 50;
 /// How often the user asked to stop.
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
@@ -36,7 +39,8 @@ pub fn run(args: Run) -> Result<ExitCode> {
         args: std::env::args().skip(1).collect(),
     };
     let mut record = Record::create(&cache, &loaded.plan, &loaded.sources, asked, super::BUILD)?;
-    let mut console = Console::new(&loaded.plan, args.quiet, args.json);
+    let before = || expected(&loaded.plan, &cache);
+    let mut console = Console::new(&loaded.plan, (args.quiet, args.json), before, &options.gpus);
     listen()?;
 
     let mut broken = false;
@@ -149,6 +153,21 @@ fn tell_left(plan: &Plan, left: &[Left], budget: Option<f64>) {
     if !left.is_empty() {
         out::message("the budget is used up; run again to go on with what is left");
     }
+}
+
+/// Seconds that each step takes, as far as anything like it was ever done.
+fn expected(plan: &Plan, cache: &cache::Cache) -> Vec<Option<f64>> {
+    let mut known: HashMap<&str, Vec<price::Past>> = HashMap::new();
+    let mut all = Vec::new();
+    for step in &plan.steps {
+        let look = || {
+            let entries = cache.recent(&step.stage, &step.name, RECENT);
+            entries.into_iter().filter_map(price::Past::of).collect()
+        };
+        let past = known.entry(&step.stage).or_insert_with(look);
+        all.push(price::price(step, past, &|_| None).map(|price| price.seconds));
+    }
+    all
 }
 
 /// Draws the report beside the record. Its failure is told and ends nothing.

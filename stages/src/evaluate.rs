@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::shard::{Answer, TokenShard};
 use crate::eval::bench::Bench;
 use crate::eval::benchmarks;
+use crate::eval::matrices::Pictures;
 use crate::eval::probes::Probes;
 use crate::eval::report::{AgreementFigures, Figures, Layer, Metrics, Ratios, by_distance};
 use crate::eval::runner::{Loaded, Runner, SequenceScore, Work};
@@ -50,6 +51,8 @@ pub struct Params {
     pub prefix_token: Option<String>,
     /// Made-up texts with a fact to find again.
     pub probes: Probes,
+    /// Mixing matrices kept beside the teacher's attention.
+    pub pictures: Pictures,
     /// Where to compute.
     pub device: Device,
 }
@@ -68,6 +71,7 @@ impl Default for Params {
             max_length: 2048,
             prefix_token: None,
             probes: Probes::default(),
+            pictures: Pictures::default(),
             device: Device::Auto,
         }
     }
@@ -75,7 +79,7 @@ impl Default for Params {
 
 impl Stage for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const DOC: &'static str = "Measures perplexity, recall and copying on held-out text, accuracy on \
          benchmarks, memory by probes, and, given a teacher, agreement and the distance of hidden states.";
     const CPU: Cpu = Cpu::All;
@@ -121,6 +125,7 @@ impl Stage for Evaluate {
             wrong.push(("max_length".into(), format!("must be 1 to {LENGTH_MAX}")));
         }
         wrong.extend(params.probes.check(params.max_length));
+        wrong.extend(params.pictures.check());
         wrong
     }
 
@@ -287,6 +292,9 @@ fn measure(
     metrics.agreement = teacher.map(|_| AgreementFigures::of(&agreements));
     metrics.layers = layers(&text, tokens.seq());
     metrics.recall_by_distance = by_distance(answers, &found[0], teacher.map(|_| &found[1][..]));
+    if let Some(teacher) = teacher {
+        metrics.matrices = params.pictures.of(student, teacher, tokens)?;
+    }
     metrics.student = Some(student_figures);
     metrics.teacher = teacher_figures;
     Ok(())

@@ -1,5 +1,7 @@
 //! A project in a temporary directory, with a cache of its own, and `pipe` run in it.
 
+pub mod chromium;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

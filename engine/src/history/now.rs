@@ -119,6 +119,10 @@ impl Now {
         let Some(Stand::Running(running)) = self.steps.get_mut(step) else { return };
         match report {
             Report::Progress { done, total, unit } => {
+                // Other work, or the same once more, has a rate of its own.
+                if running.unit != *unit || *done < running.done {
+                    running.first = None;
+                }
                 running.first.get_or_insert((self.t, *done));
                 (running.done, running.total, running.last) = (*done, *total, self.t);
                 running.unit.clone_from(unit);

@@ -6,12 +6,10 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use super::markup::{clip, num, percent, thousands};
+use super::whiskers::{self, Mean};
 
 /// More rows of a table are only counted.
 const MOST_ROWS: usize = 200;
-
-/// A value and its standard error.
-type Mean = (f64, Option<f64>);
 
 /// What an evaluation says of benchmarks and probes.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +80,32 @@ impl Benchmarks {
                 Some(format!("{} at {:.0} %", whole_of(row, "length")?, depth * 100.0))
             }),
         }
+    }
+
+    /// Whether any of it is of two models.
+    pub(super) fn compares(&self) -> bool {
+        let probes = [&self.recall, &self.distance, &self.needle].into_iter().flatten();
+        let probes = probes.flat_map(|probe| [probe.figures[0], probe.figures[2]]);
+        self.tasks.iter().map(|row| row.teacher).chain(probes).any(|teacher| teacher.is_some())
+    }
+
+    /// What each benchmark is compared by, and their mean, to be drawn.
+    pub(super) fn whiskers(&self) -> Vec<whiskers::Row> {
+        let mut rows: Vec<whiskers::Row> = Vec::new();
+        for row in self.tasks.iter().chain(&self.average) {
+            // The first metric of a task is the one it is compared by.
+            if row.metric != "perplexity" && rows.iter().all(|known| known.name != row.task) {
+                let Row { task, chance, teacher, student, .. } = row.clone();
+                rows.push(whiskers::Row { name: task, chance, teacher, student });
+            }
+        }
+        rows
+    }
+
+    /// Both means over benchmarks: teacher, student.
+    pub(super) fn averages(&self) -> Option<(f64, f64)> {
+        let row = self.average.as_ref()?;
+        Some((row.teacher?.0, row.student?.0))
     }
 
     /// The student's mean over benchmarks.

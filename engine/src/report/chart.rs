@@ -1,5 +1,5 @@
-//! Curves as SVG figures, with linear and logarithmic axes and the data for the page's tooltips.
-//! Knows points and names, no steps.
+//! Curves as SVG figures, and the data from which the page's script draws them again: zoomed, or
+//! with the other kind of axis. Knows points and names, no steps.
 
 use std::fmt::Write;
 
@@ -8,8 +8,12 @@ use serde_json::json;
 use super::markup::{clip, json as in_script, num};
 use super::scale::Scale;
 
-/// Points drawn of one curve; more are thinned out, keeping extremes.
-const MOST_POINTS: usize = 240;
+/// Points of one curve that are kept for zooming; more are thinned out, keeping extremes.
+const MOST_POINTS: usize = 600;
+/// Points of all curves of a figure, so that many curves have fewer each.
+const MOST_IN_ALL: usize = 2400;
+/// Points of one curve that are drawn at first: more than the paper shows anyway.
+const MOST_DRAWN: usize = 240;
 /// Curves drawn in one figure.
 pub(super) const MOST_SERIES: usize = 36;
 
@@ -71,8 +75,10 @@ pub(super) struct Lines {
 /// Draws a figure.
 pub(super) fn lines(chart: &Lines) -> String {
     let hidden = chart.series.len().saturating_sub(MOST_SERIES);
+    let shown = chart.series.len().clamp(1, MOST_SERIES);
+    let each = (MOST_IN_ALL / shown).clamp(60, MOST_POINTS);
     let series: Vec<(&Series, Vec<(f64, f64)>)> =
-        chart.series.iter().take(MOST_SERIES).map(|s| (s, thin(&s.points))).collect();
+        chart.series.iter().take(MOST_SERIES).map(|s| (s, thin(&s.points, each))).collect();
     let all: Vec<(f64, f64)> =
         series.iter().flat_map(|(_, points)| points.iter().copied()).collect();
     if all.is_empty() {
@@ -88,16 +94,21 @@ pub(super) fn lines(chart: &Lines) -> String {
     };
     let start_log = log.as_ref().is_some_and(|_| spread(&all) > 30.0);
     let mut out = head(chart, log.is_some(), start_log);
-    for (class, y) in [("lin", Some(&linear)), ("log", log.as_ref())] {
-        let Some(y) = y else { continue };
-        let _ = write!(out, "<g class={class}>");
-        axes(&mut out, chart, &x, y);
-        for (series, points) in &series {
-            curve(&mut out, series, points, &x, y);
-        }
-        out.push_str("</g>");
+    let y = log.as_ref().filter(|_| start_log).unwrap_or(&linear);
+    out.push_str("<g class=plot>");
+    axes(&mut out, chart, &x, y);
+    for (series, points) in &series {
+        curve(&mut out, series, &thin(points, MOST_DRAWN), &x, y);
     }
-    let _ = write!(out, "<line class=cross y1={TOP} y2={BOTTOM} x1=-9 x2=-9 /></svg>");
+    let _ = write!(
+        out,
+        "</g><text class=\"x name\" x={} y={}>{}</text>\
+         <rect class=sel y={TOP} height={} x=-9 width=0 /><line class=cross y1={TOP} y2={BOTTOM} x1=-9 x2=-9 /></svg>",
+        (LEFT + RIGHT) / 2.0,
+        BOTTOM + 33.0,
+        clip(&chart.x, 60),
+        BOTTOM - TOP
+    );
     legend(&mut out, &series, hidden);
     data(&mut out, chart, &series, &x, [Some(&linear), log.as_ref()]);
     out.push_str("</figure>");
@@ -111,6 +122,7 @@ fn head(chart: &Lines, switch: bool, start_log: bool) -> String {
         out.push_str(" islog");
     }
     let _ = write!(out, "\"><figcaption><b>{title}</b> <span>{y}</span>");
+    out.push_str("<button type=button class=reset hidden>all</button>");
     if switch {
         out.push_str(
             "<button type=button class=scale><i class=lin>linear</i><i class=log>log</i></button>",
@@ -171,13 +183,6 @@ fn axes(out: &mut String, chart: &Lines, x: &Scale, y: &Scale) {
             );
         }
     }
-    let _ = write!(
-        out,
-        "<text class=\"x name\" x={} y={}>{}</text>",
-        (LEFT + RIGHT) / 2.0,
-        BOTTOM + 33.0,
-        clip(&chart.x, 60)
-    );
 }
 
 /// The same number for an axis: no zeros at its end.
@@ -242,19 +247,19 @@ fn data(
     let ends = |scale: Option<&Scale>| scale.map(|s| [s.low, s.high]);
     let value = json!({
         "x": chart.x, "places": chart.places, "box": [LEFT, RIGHT, TOP, BOTTOM],
-        "xs": ends(Some(x)), "lin": ends(y[0]), "log": ends(y[1]), "s": series,
+        "xs": ends(Some(x)), "lin": ends(y[0]), "log": ends(y[1]), "fixed": chart.ends.is_some(), "s": series,
     });
     let _ = write!(out, "<script type=\"application/json\">{}</script>", in_script(&value));
 }
 
-/// At most [`MOST_POINTS`] finite points, keeping the lowest and highest of each stretch.
-fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+/// At most `most` finite points, keeping the lowest and highest of each stretch.
+fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let finite: Vec<(f64, f64)> =
         points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect();
-    if finite.len() <= MOST_POINTS {
+    if finite.len() <= most {
         return finite;
     }
-    let stretch = finite.len().div_ceil(MOST_POINTS / 2 - 1);
+    let stretch = finite.len().div_ceil(most / 2 - 1);
     let mut kept = vec![finite[0]];
     for part in finite[1..finite.len() - 1].chunks(stretch) {
         let by = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
@@ -300,7 +305,7 @@ mod tests {
         let mut points: Vec<(f64, f64)> = (0..50_000).map(|i| (f64::from(i), 1.0)).collect();
         points[30_000].1 = 99.0;
         points[40_000].1 = -99.0;
-        let kept = thin(&points);
+        let kept = thin(&points, MOST_POINTS);
         assert!(kept.len() <= MOST_POINTS, "{}", kept.len());
         assert!(kept.contains(&(30_000.0, 99.0)) && kept.contains(&(40_000.0, -99.0)));
         assert_eq!((kept[0].0, kept[kept.len() - 1].0), (0.0, 49_999.0));
@@ -311,6 +316,6 @@ mod tests {
         assert!(chart(vec![(0.0, 20.0), (1.0, 0.1)]).contains("islog"));
         let linear = chart(vec![(0.0, 2.0), (1.0, 1.0)]);
         assert!(linear.contains("class=log") && !linear.contains("islog"));
-        assert!(!chart(vec![(0.0, -2.0), (1.0, 1.0)]).contains("<g class=log>"));
+        assert!(!chart(vec![(0.0, -2.0), (1.0, 1.0)]).contains("class=log"));
     }
 }

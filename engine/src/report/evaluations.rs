@@ -11,6 +11,7 @@ use super::data::Step;
 use super::headline::decimal;
 use super::markup::{clip, num, percent, thousands};
 use super::metrics::{Evaluation, Figures};
+use super::whiskers::{self, whiskers};
 
 /// More evaluations are not compared one by one.
 const MOST_ROWS: usize = 400;
@@ -30,13 +31,37 @@ pub(super) fn tables(found: &[(&Step, &Evaluation)]) -> String {
     for (step, evaluation) in found.iter().take(MOST_TABLES) {
         let _ = write!(
             out,
-            "<h3><code>{}</code></h3>{}",
+            "<h3><code>{}</code></h3><div class=pair><div>{}</div>{}</div>",
             clip(&step.plan.name, 160),
-            table(evaluation)
+            table(evaluation),
+            tasks(evaluation)
         );
     }
     out.push_str("</details>");
     out
+}
+
+/// Accuracies of both models with their error bars, a row a task.
+pub(super) fn tasks(evaluation: &Evaluation) -> String {
+    let own = |name: &str, called: &str| {
+        let side = |figures: &Figures| Some((*figures.get(name)?, error(figures, name)));
+        let (teacher, student) = (side(&evaluation.teacher)?, side(&evaluation.student)?);
+        let chance = evaluation.chance().filter(|_| name == "recall");
+        let (name, teacher, student) = (called.to_string(), Some(teacher), Some(student));
+        Some(whiskers::Row { name, chance, teacher, student })
+    };
+    let mut rows: Vec<whiskers::Row> =
+        [own("recall", "recall"), own("copy", "copying")].into_iter().flatten().collect();
+    rows.extend(evaluation.benchmarks.whiskers());
+    whiskers("teacher and student by task", &rows)
+}
+
+/// The standard error of a figure: its own, or, of perplexity, what follows from that of the loss.
+fn error(figures: &Figures, name: &str) -> Option<f64> {
+    match name {
+        "perplexity" => Some(figures.get(name)? * figures.get("nats_se")?),
+        name => figures.get(&format!("{name}_se")).copied(),
+    }
 }
 
 /// Names with a meaning we know; others are shown as they are.
@@ -101,8 +126,13 @@ fn text_table(evaluation: &Evaluation) -> String {
     };
     let names = names([&evaluation.student, &evaluation.teacher]);
     for name in names.into_iter().filter(|name| !nothing(name)) {
-        let cell =
-            |figures: &Figures| figures.get(&name).map_or("–".into(), |v| shown(&name, *v));
+        let cell = |figures: &Figures| {
+            let Some(value) = figures.get(&name) else { return "–".into() };
+            let text = shown(&name, *value);
+            let error = error(figures, &name).filter(|error| *error > 0.0);
+            let error = error.map(|error| format!(" <small>± {}</small>", like(&text, error)));
+            text + &error.unwrap_or_default()
+        };
         let same = evaluation.student.get(&name) == evaluation.teacher.get(&name);
         let counted =
             same && ["chance", "answers", "tokens", "copy_tokens"].contains(&name.as_str());
@@ -136,6 +166,9 @@ fn names(parts: [&Figures; 2]) -> Vec<String> {
         (first.iter().position(|known| known == name).unwrap_or(first.len()), name.clone())
     });
     all.dedup();
+    // Standard errors stand beside what they belong to.
+    let errors: Vec<String> = all.iter().map(|name| format!("{name}_se")).collect();
+    all.retain(|name| !errors.contains(name));
     all.truncate(60);
     all
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::bars::{Bars, bars};
 use super::chart::{Ink, Lines, Series, lines};
-use super::data::{Curve, Group, Run, Step};
+use super::data::{Curve, Group, Run, State, Step};
 use super::evaluations::{plain, without_seed};
 use super::markup::{count, thousands};
 use super::metrics::{Bucket, Evaluation, Layer, Metrics};
@@ -19,6 +19,20 @@ fn curve<'a>(step: &'a Step) -> &'a Curve {
     }
 }
 
+/// Whether it is the loss of a step's only layer, which is the step's loss.
+fn is_loss_again(steps: &[&Step], name: &str) -> bool {
+    let same = |values: &BTreeMap<String, f64>| match values.get(name) {
+        Some(value) => values.get("loss") == Some(value),
+        None => true,
+    };
+    name.starts_with("loss.") && steps.iter().all(|step| curve(step).values().all(same))
+}
+
+/// Whether there may be more points later.
+fn is_open(step: &Step) -> bool {
+    step.state == State::Running && !step.curve.is_empty()
+}
+
 /// Whether a value belongs into the chart of the loss.
 fn is_loss(name: &str) -> bool {
     name == "loss" || name.starts_with("loss") || name.ends_with("loss")
@@ -28,13 +42,18 @@ fn is_loss(name: &str) -> bool {
 pub(super) fn curves(run: &Run) -> String {
     let (mut main, mut more) = (Vec::new(), Vec::new());
     for group in &run.groups {
+        // What was told once only (an evaluation's figures) is no curve.
         let steps: Vec<&Step> = group.steps.iter().map(|&step| &run.steps[step]).collect();
+        if steps.iter().all(|step| curve(step).len() < 2 && !is_open(step)) {
+            continue;
+        }
         let mut names: BTreeSet<&str> = BTreeSet::new();
         for step in &steps {
             for values in curve(step).values() {
                 names.extend(values.keys().map(String::as_str));
             }
         }
+        names.retain(|name| !is_loss_again(&steps, name));
         let (mut losses, mut others): (Vec<&str>, Vec<&str>) =
             names.into_iter().partition(|name| is_loss(name));
         if losses.is_empty() {
@@ -295,7 +314,10 @@ fn of_evaluations(found: &[(&Step, &Evaluation)]) -> Vec<Bars> {
             _ => "evaluations".into(),
         },
         x: "layer".into(),
-        y: format!("{} of student from teacher", words(name)),
+        y: match name.as_str() {
+            "first" => "distance of student from teacher at the first token".into(),
+            name => format!("{} of student from teacher", words(name)),
+        },
         places: places.iter().map(i64::to_string).collect(),
         series: families
             .iter()

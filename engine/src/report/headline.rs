@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use super::costs;
 use super::data::{Outcome, Run, State};
-use super::markup::{clip, count, duration, esc, num, percent};
+use super::markup::{bytes, clip, count, duration, esc, num, percent};
 use super::metrics::{Evaluation, Metrics};
 use crate::event::Failure;
 use crate::run::timestamp;
@@ -11,13 +12,18 @@ use crate::run::timestamp;
 /// More failures are only counted.
 const MOST_FAILURES: usize = 20;
 
-/// Evaluations with the step they belong to, in the plan's order.
+/// Evaluations with the step they belong to, in the plan's order. Where some compare a student with
+/// its teacher, those that look at one model alone (a teacher before it is used) are left out.
 pub(super) fn evaluations<'a>(run: &'a Run) -> Vec<(&'a super::data::Step<'a>, &'a Evaluation)> {
     let found = run.steps.iter().filter_map(|step| match &step.metrics {
         Metrics::Evaluation(evaluation) => Some((step, evaluation.as_ref())),
         _ => None,
     });
-    found.collect()
+    let mut found: Vec<_> = found.collect();
+    if found.iter().any(|(_, evaluation)| evaluation.compares()) {
+        found.retain(|(_, evaluation)| evaluation.compares());
+    }
+    found
 }
 
 /// Title, sentence, tiles.
@@ -43,6 +49,7 @@ pub(super) fn headline(run: &Run) -> String {
     if let [(_, evaluation)] = found.as_slice() {
         out.push_str(&sentence(evaluation));
     }
+    out.push_str(&course(run));
     out.push_str("<div class=tiles>");
     match found.as_slice() {
         [] => {}
@@ -64,16 +71,63 @@ fn when(seconds: f64) -> String {
     format!("{year}-{}-{} {} UTC", &rest[..2], &rest[2..], clock.join(":"))
 }
 
+/// How the run went, in a sentence or two.
+fn course(run: &Run) -> String {
+    let totals = &run.totals;
+    let steps = |n: usize| count(n, "step");
+    let mut text = match run.outcome {
+        Outcome::Open => return String::new(),
+        Outcome::Done => format!("All {} are done.", steps(totals.ran + totals.cached)),
+        Outcome::Failed => format!("<b>{} failed</b>.", steps(totals.failed)),
+        Outcome::Interrupted => "The run was stopped.".into(),
+    };
+    let cost = costs::total(run);
+    if totals.ran > 0 {
+        let on = match cost.gpu_seconds {
+            s if s > 0.0 => format!(" ({})", costs::gpu_hours(s)),
+            _ => String::new(),
+        };
+        text +=
+            &format!(" {} ran here for {}{on} in all.", steps(totals.ran), duration(cost.seconds));
+    }
+    if totals.cached > 0 {
+        let saved = duration(totals.saved_s);
+        text += &format!(
+            " The results of {} were there already, which saved {saved}.",
+            steps(totals.cached)
+        );
+    }
+    if totals.skipped > 0 {
+        text += &format!(" {} did not begin.", steps(totals.skipped));
+    }
+    if run.outcome != Outcome::Done {
+        text += " What is done is kept: run again, and it goes on from there.";
+    }
+    format!("<p class=lead>{text}</p>")
+}
+
+/// What a ratio of perplexities means.
+fn judgement(ratio: f64) -> &'static str {
+    match ratio {
+        r if r <= 1.0 => "is as good as its teacher",
+        r if r <= 1.05 => "is almost as good as its teacher",
+        r if r <= 1.25 => "is somewhat behind its teacher",
+        _ => "is far behind its teacher",
+    }
+}
+
 fn sentence(evaluation: &Evaluation) -> String {
     let get = |name: &str| Some((*evaluation.student.get(name)?, *evaluation.teacher.get(name)?));
     let mut parts = Vec::new();
     if let Some((student, teacher)) = get("perplexity") {
-        let ratio = evaluation.ratio("perplexity").map(|r| format!(", {} times", decimal(r)));
-        let teacher = num(teacher);
+        let ratio = evaluation.ratio("perplexity");
+        let judged = ratio.map_or("was measured", judgement);
+        let ratio = ratio.map(|r| format!(", {} times", decimal(r)));
         parts.push(format!(
-            "predicts held-out text with perplexity <b>{}</b>{} its teacher’s {teacher}",
+            "<b>{judged}</b> on held-out text (perplexity {}{} the teacher’s {})",
             num(student),
             ratio.unwrap_or_else(|| " against".into()),
+            num(teacher),
         ));
     }
     if let Some((student, teacher)) = get("recall") {
@@ -84,10 +138,16 @@ fn sentence(evaluation: &Evaluation) -> String {
             "recalls <b>{student}</b> of the facts asked for (teacher {teacher}{chance})"
         ));
     }
-    if parts.is_empty() {
-        return String::new();
+    if let Some((teacher, student)) = evaluation.benchmarks.averages() {
+        let (student, teacher) = (percent(student), percent(teacher));
+        parts.push(format!(
+            "answers <b>{student}</b> of the benchmarks’ questions (teacher {teacher})"
+        ));
     }
-    format!("<p class=lead>The student {}.</p>", parts.join(" and "))
+    let Some(last) = parts.pop() else { return String::new() };
+    let first = parts.join(", ");
+    let and = if first.is_empty() { "" } else { " and " };
+    format!("<p class=lead>The student {first}{and}{last}.</p>")
 }
 
 /// A ratio near one: three decimals.
@@ -162,6 +222,13 @@ fn work_tiles(out: &mut String, run: &Run) {
     let asked = run.steps.iter().filter(|step| step.state != State::Apart).count();
     let class = if totals.failed > 0 { "bad" } else { "" };
     tile(out, class, "Steps", &asked.to_string(), &parts.join(" · "));
+    let cost = costs::total(run);
+    let mut below = format!("work of {}", count(cost.ran, "step"));
+    if cost.gpu_seconds > 0.0 {
+        below += &format!(" · {}", costs::gpu_hours(cost.gpu_seconds));
+    }
+    below += &format!(" · {} made", bytes(cost.bytes));
+    tile(out, "", "Cost", &duration(cost.seconds), &below);
     let below = match totals.cached {
         0 => "no result was there yet".into(),
         n => format!("what {} took when they ran", count(n, "cached step")),

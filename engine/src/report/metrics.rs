@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::benchmarks::Benchmarks;
 use super::data::{Curve, Step};
+use super::matrices::Picture;
 use crate::plan;
 
 /// Biggest artifact that is looked into.
@@ -54,6 +55,8 @@ pub(super) struct Evaluation {
     pub layers: Vec<Layer>,
     pub recall: Vec<Bucket>,
     pub benchmarks: Benchmarks,
+    /// Mixing matrices beside attention.
+    pub pictures: Vec<Picture>,
 }
 
 /// Recall of what lies between `from` and `to` tokens back.
@@ -79,6 +82,7 @@ impl Evaluation {
             "tasks",
             "average",
             "probes",
+            "matrices",
         ];
         let mut rest = Figures::new();
         for (name, value) in value.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
@@ -95,6 +99,7 @@ impl Evaluation {
             layers: value.get("layers").map(layer_list).unwrap_or_default(),
             recall: list("recall_by_distance").iter().filter_map(Bucket::of).collect(),
             benchmarks: Benchmarks::of(value),
+            pictures: list("matrices").iter().filter_map(Picture::of).collect(),
         }
     }
 
@@ -105,6 +110,11 @@ impl Evaluation {
             (*teacher != 0.0).then(|| student / teacher)
         };
         self.ratios.get(name).copied().or_else(follows).filter(|ratio| ratio.is_finite())
+    }
+
+    /// Whether a student stands beside a teacher.
+    pub fn compares(&self) -> bool {
+        !self.teacher.is_empty() || self.benchmarks.compares()
     }
 
     /// Accuracy of guessing.

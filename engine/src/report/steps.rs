@@ -181,6 +181,7 @@ fn metrics(out: &mut String, metrics: &Metrics) {
         }
         Metrics::Training { last, .. } => ("after the last update", last),
         Metrics::Other(kind, figures) => (kind.as_str(), figures),
+        Metrics::Evaluation(found) if !found.compares() => ("measured", &found.student),
         Metrics::None | Metrics::Evaluation(_) => return,
     };
     if figures.is_empty() {

@@ -6,7 +6,7 @@ use cache::{Cache, Digest, Key, Kind, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::html;
+use super::{html, html_live};
 use crate::event::{Event, Failure, Stamped, Summary};
 use crate::plan::{Place, Plan, Port, Resources, Source, Step};
 use crate::run::{Info, Past};
@@ -230,6 +230,10 @@ fn evaluation(perplexity: f64, recall: f64) -> Value {
         "ratios": { "perplexity": perplexity / 5.871, "recall": recall / 0.998 },
         "layers": [{ "layer": 0, "distance": 0.031 }, { "layer": 1, "distance": 0.058 }, { "layer": 2, "distance": 0.094 }],
         "recall_by_distance": (0..5).map(bucket).collect::<Vec<_>>(),
+        "tasks": [{ "task": "piqa", "n": 900, "metric": "acc", "chance": 0.5,
+            "teacher": { "acc": 0.7, "acc_stderr": 0.02 }, "student": { "acc": 0.68, "acc_stderr": 0.02 } }],
+        "matrices": [{ "layer": 2, "head": 1, "distance": 0.25, "teacher": ["1000", "400 600"], "student": ["950", "380 -20"] },
+            { "layer": "no", "teacher": ["1"], "student": ["1"] }],
         "tokens": 131_072,
     })
 }
@@ -348,10 +352,19 @@ fn a_finished_run_shows_everything() {
         "Time saved",
         "95.3 %",
         "tokens/s",
+        "All 14 steps are done.",
+        "is almost as good as its teacher",
+        "piqa, student: 68.0 %, 64.1 % to 71.9 %",
+        "layer 2, head 1",
+        "class=below",
+        "id=costs",
+        "Saved by the cache",
     ] {
         assert!(page.contains(wanted), "{wanted} is not on the page");
     }
-    assert!(!page.contains("class=failures"));
+    assert!(!page.contains("class=failures") && !page.contains("data-refresh"));
+    assert_eq!(page.matches("class=mx").count(), 2, "what is no picture is left out");
+    assert!(html_live(&made.past, &made.cache, 7).contains("<body data-refresh=7>"));
 }
 
 #[test]

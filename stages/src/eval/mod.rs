@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod benchmarks;
 pub mod likelihood;
+pub mod matrices;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod on_gpu;
 pub mod probes;

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::matrices::Pair;
 use super::probes::ProbeResults;
 use super::score::{Agreement, Loss, median};
 use super::tasks::results::{Average, TaskResult};
@@ -24,6 +25,9 @@ pub struct Metrics {
     pub layers: Vec<Layer>,
     /// Recall by the number of tokens between fact and answer.
     pub recall_by_distance: Vec<Bucket>,
+    /// Mixing matrices beside attention.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub matrices: Vec<Pair>,
     /// Benchmarks, in the order they were given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,

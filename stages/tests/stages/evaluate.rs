@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use engine::stage::{Context, Stage};
 use serde_json::Value;
 use stages::data::shard::{Answer, ShardWriter};
+use stages::eval::matrices::Pictures;
 use stages::evaluate::{Evaluate, Params};
 use stages::models::{Config, MixerKind, Model};
 use tempfile::TempDir;
@@ -151,4 +152,54 @@ fn what_cannot_be_compared_is_refused() {
     let text = case.run(&params, &model, Some(&deep), 2).unwrap();
     let found: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(found["layers"], serde_json::json!([]));
+}
+
+/// The lower triangle of one side of a pair.
+fn rows(pair: &Value, side: &str) -> Vec<Vec<f64>> {
+    let rows = pair[side].as_array().unwrap();
+    let row = |row: &Value| row.as_str().unwrap().split(' ').map(|x| x.parse().unwrap()).collect();
+    rows.iter().map(row).collect()
+}
+
+#[test]
+fn mixing_matrices_stand_beside_attention() {
+    let case = Case::new();
+    let teacher = case.model("t.safetensors", config(VOCAB, 3), 1);
+    let kinds = [MixerKind::Ssm, MixerKind::Attention, MixerKind::Ssm];
+    let student = Config { layers: kinds.to_vec(), ..config(VOCAB, 3) };
+    let student = case.model("s.safetensors", student, 2);
+    let found = |params: &Params| -> Value {
+        let text = case.run(params, &student, Some(&teacher), 2).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["matrices"].clone()
+    };
+    let all = found(&Params::default());
+    let names: Vec<_> = all.as_array().unwrap().iter().map(|p| (&p["layer"], &p["head"])).collect();
+    let wanted = [(0, 0), (0, 1), (2, 0), (2, 1)].map(|(l, h)| (Value::from(l), Value::from(h)));
+    assert_eq!(names, wanted.iter().map(|(l, h)| (l, h)).collect::<Vec<_>>());
+    for pair in all.as_array().unwrap() {
+        let (a, m) = (rows(pair, "teacher"), rows(pair, "student"));
+        assert_eq!((a.len(), m.len()), (SEQ, SEQ), "the text has no more tokens");
+        let (mut apart, mut size) = (0.0, 0.0);
+        for (l, (a, m)) in a.iter().zip(&m).enumerate() {
+            assert_eq!((a.len(), m.len()), (l + 1, l + 1));
+            // Attention sums to one: 1000, but for rounding.
+            assert!((a.iter().sum::<f64>() - 1e3).abs() < 0.5 * (l + 1) as f64 + 1e-9, "{a:?}");
+            apart += a.iter().zip(m).map(|(a, m)| (m - a) * (m - a)).sum::<f64>();
+            size += a.iter().map(|a| a * a).sum::<f64>();
+        }
+        let distance = pair["distance"].as_f64().unwrap();
+        assert!((distance - (apart / size).sqrt()).abs() < 2e-2 * distance, "{distance}");
+    }
+    let some = |layers: &[usize], heads: &[usize], tokens| Params {
+        pictures: Pictures { layers: layers.to_vec(), heads: heads.to_vec(), tokens },
+        ..Params::default()
+    };
+    let one = found(&some(&[2], &[1], 5));
+    assert_eq!(one.as_array().unwrap().len(), 1);
+    // Causal: a shorter text has the same rows.
+    assert_eq!(rows(&one[0], "student"), rows(&all[3], "student")[..5]);
+    assert_eq!(found(&some(&[], &[0], 0)), Value::Null);
+    let error = case.run(&some(&[1], &[0], 5), &student, Some(&teacher), 2).unwrap_err();
+    assert!(error.to_string().contains("layer 1 is none in which attention was replaced"));
+    assert!(Evaluate::check(&some(&[0], &[0], 4000))[0].0 == "pictures.tokens");
 }
