@@ -134,11 +134,16 @@ pub fn on_device(
     if device != Device::Cuda {
         return None;
     }
-    #[cfg(any(feature = "cuda", feature = "emulate"))]
-    return Some((crate::gpu::phases::micro_batch(config, tokens, batch, seq).ok()? * seq) as u64);
-    #[cfg(not(any(feature = "cuda", feature = "emulate")))]
-    {
-        let _ = (config, tokens, batch, seq);
-        None
-    }
+    Some((at_a_time(config, tokens, batch, seq)? * seq) as u64)
+}
+
+/// Sequences that a device works on at a time.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn at_a_time(config: &Config, tokens: usize, batch: usize, seq: usize) -> Option<usize> {
+    crate::gpu::phases::micro_batch(config, tokens, batch, seq).ok()
+}
+
+#[cfg(not(any(feature = "cuda", feature = "emulate")))]
+fn at_a_time(_: &Config, _: usize, _: usize, _: usize) -> Option<usize> {
+    None
 }
