@@ -97,6 +97,15 @@ impl Table {
         });
     }
 
+    /// Leaves out columns that say nothing, but for the first.
+    pub fn drop_empty(&mut self) {
+        let nothing = |at: usize| self.rows.iter().all(|row| row[at] == Cell::Nothing);
+        for at in (1..self.columns.len()).rev().filter(|at| nothing(*at)).collect::<Vec<_>>() {
+            self.columns.remove(at);
+            self.rows.iter_mut().for_each(|row| drop(row.remove(at)));
+        }
+    }
+
     /// Prints it.
     pub fn print(&self, format: Format) {
         match format {

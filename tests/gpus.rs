@@ -93,7 +93,7 @@ fn the_device_is_planned_and_shown() {
     );
     project.env("PIPE_FAKE_GPUS", "");
     let plan = |project: &Project| project.pipe(&["plan", "p.yaml"]).stdout;
-    assert!(plan(&project).contains("stay the same (cpu)"), "{}", plan(&project));
+    assert!(plan(&project).contains("after `tokens` (cpu)"), "{}", plan(&project));
     let show = |project: &Project| project.pipe(&["show", "teacher", "-f", "p.yaml"]).stdout;
     assert!(show(&project).contains("auto: PIPE_FAKE_GPUS names none"), "{}", show(&project));
     let ran = project.pipe(&["check", "p.yaml", "--set", "teacher.device=cuda"]);
@@ -102,7 +102,7 @@ fn the_device_is_planned_and_shown() {
     assert!(ran.stderr.contains(told), "{}", ran.stderr);
 
     project.env("PIPE_FAKE_GPUS", &uuid("planned"));
-    assert!(plan(&project).contains("stay the same (cuda, 1 GPU)"), "{}", plan(&project));
+    assert!(plan(&project).contains("after `tokens` (cuda, 1 GPU)"), "{}", plan(&project));
     assert!(show(&project).contains("auto: there is a GPU"), "{}", show(&project));
     let json = project.pipe(&["plan", "p.yaml", "--json"]).stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -18,9 +18,7 @@ pub fn state(plan: &Plan, forecast: &Forecast) -> (&'static str, String) {
         Forecast::Runs { reason: Reason::First, .. } => ("runs", "never done before".into()),
         Forecast::Runs { reason: Reason::Always, .. } => ("runs", "`cache: false`".into()),
         Forecast::Runs { reason: Reason::Changed { .. }, .. } => ("runs", String::new()),
-        Forecast::Unknown { because } => {
-            ("maybe", format!("after {}; cut off if its bytes stay the same", few(plan, because)))
-        }
+        Forecast::Unknown { because } => ("maybe", format!("after {}", few(plan, because))),
         Forecast::Fetches { names } => ("maybe", fetches(names)),
         Forecast::Broken { message } => ("broken", message.clone()),
     }

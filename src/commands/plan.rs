@@ -14,9 +14,7 @@ use super::forecast::{causes, device, difference, state, to_json};
 use super::priced::{self, Priced, Wanted};
 use crate::cli;
 use crate::out::{self, Paint, bytes, clean, duration};
-
-/// Columns that lines of figures keep to.
-const COLUMNS: usize = 80;
+use crate::table::{Cell, Format, Table};
 
 pub fn plan(args: cli::Plan) -> Result<ExitCode> {
     let loaded = super::load(args.file.as_deref(), &args.settings)?;
@@ -85,15 +83,15 @@ impl Sums {
     }
 }
 
-/// `1.3 TFLOP`.
-fn flop(flops: f64) -> String {
+/// `1.3 T`.
+fn short(flops: f64) -> String {
     let units = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"];
     let (mut value, mut unit) = (flops, 0);
     while value >= 999.5 && unit + 1 < units.len() {
         value /= 1000.0;
         unit += 1;
     }
-    format!("{value:.1} {}FLOP", units[unit])
+    format!("{value:.1} {}", units[unit])
 }
 
 fn whole(plan: &Plan, cache: &cache::Cache, priced: &Priced, total: &Total, sums: &Sums) -> Value {
@@ -180,22 +178,12 @@ fn tell(plan: &Plan, priced: &Priced, total: &Total, sums: &Sums) {
         counts[at] += 1;
         let name = clean(&plan.steps[step].name);
         let device = device(&plan.steps[step]).map_or(String::new(), |d| format!(" ({d})"));
-        let text = clean(&text);
-        // What does not fit beside the name goes below it.
-        if 10 + width + text.chars().count() + device.len() <= COLUMNS {
-            let line = format!("{painted}  {name:<width$}  {text}");
-            out::line(format!("{}{}", line.trim_end(), paint.dim(&device)));
-        } else {
-            out::line(format!("{painted}  {name}"));
-            out::line(format!("        {text}{}", paint.dim(&device)));
-        }
+        let line = format!("{painted}  {name:<width$}  {}", clean(&text));
+        out::line(format!("{}{}", line.trim_end(), paint.dim(&device)));
         if let Forecast::Runs { reason: Reason::Changed { differences, .. }, .. } = found {
             for one in differences {
                 out::line(format!("        {}", paint.dim(&difference(plan, step, one))));
             }
-        }
-        if let Some(estimate) = priced.estimates.get(&step) {
-            wrapped(&taken(estimate), &paint);
         }
         for refusal in refused {
             for line in priced::refused(plan, refusal).lines() {
@@ -204,7 +192,13 @@ fn tell(plan: &Plan, priced: &Priced, total: &Total, sums: &Sums) {
         }
     }
     if counts[1] + counts[2] + counts[4] > 0 {
-        totals(plan, total, sums);
+        table(plan, &priced.estimates, sums);
+        times(plan, total, sums);
+    }
+    let unknown = |f: &Forecast| matches!(f, Forecast::Unknown { .. });
+    if priced.found.values().any(unknown) {
+        let words = "maybe: runs, unless what it waits for makes the same bytes as before";
+        out::line(paint.dim(words));
     }
     let [cached, runs, maybe, broken, refused] = counts;
     let mut line = format!("{cached} cached, {runs} to run, {maybe} maybe");
@@ -216,65 +210,64 @@ fn tell(plan: &Plan, priced: &Priced, total: &Total, sums: &Sums) {
     out::line(line);
 }
 
-/// What one step takes, as far as it is known.
-fn taken(estimate: &Estimate) -> Vec<String> {
-    let Estimate { cost, .. } = estimate;
-    let size = |what: &str, amount: Option<u64>| {
-        amount.filter(|n| *n > 0).map(|n| format!("{what} {}", bytes(n)))
+/// What each step that is not cached takes, and all of them, as far as it is known.
+fn table(plan: &Plan, estimates: &HashMap<usize, Estimate>, sums: &Sums) {
+    let names = ["step", "time", "FLOP", "reads", "writes", "memory", "GPU memory", "disk"];
+    let mut table = Table { columns: names.map(String::from).to_vec(), rows: Vec::new() };
+    let size = |amount: Option<u64>| match amount.filter(|n| *n > 0) {
+        Some(amount) => Cell::Shown(amount as f64, bytes(amount)),
+        None => Cell::Nothing,
     };
-    let beside = cost.disk.likely.filter(|disk| Some(*disk) != estimate.bytes());
-    let parts = [
-        estimate.seconds().map(|seconds| format!("about {}", duration(seconds))),
-        cost.flops.map(flop),
-        size("reads", cost.read),
-        size("writes", estimate.bytes()),
-        size("memory", cost.memory.likely),
-        size("GPU memory", cost.device.likely),
-        size("disk", beside),
-    ];
-    parts.into_iter().flatten().collect()
+    for (at, step) in plan.steps.iter().enumerate() {
+        let Some(estimate) = estimates.get(&at) else { continue };
+        let Estimate { cost, .. } = estimate;
+        let seconds = |s: f64| Cell::Shown(s, duration(s));
+        let row = vec![
+            Cell::Text(step.name.clone()),
+            estimate.seconds().map_or(Cell::Nothing, seconds),
+            cost.flops.map_or(Cell::Nothing, |n| Cell::Shown(n, short(n))),
+            size(cost.read),
+            size(estimate.bytes()),
+            size(cost.memory.likely),
+            size(cost.device.likely),
+            size(cost.disk.likely),
+        ];
+        if row[1..].iter().any(|cell| *cell != Cell::Nothing) {
+            table.rows.push(row);
+        }
+    }
+    if table.rows.is_empty() {
+        return;
+    }
+    let more = |unknown: usize, text: String| match unknown {
+        0 => text,
+        _ => format!("≥ {text}"),
+    };
+    let sum = |(amount, unknown): (u64, usize)| match amount {
+        0 => Cell::Nothing,
+        _ => Cell::Shown(amount as f64, more(unknown, bytes(amount))),
+    };
+    let (flops, unknown) = sums.flops;
+    table.rows.push(vec![
+        Cell::Text("in total".into()),
+        Cell::Nothing,
+        if flops > 0.0 { Cell::Shown(flops, more(unknown, short(flops))) } else { Cell::Nothing },
+        sum(sums.read),
+        sum(sums.written),
+        sum(sums.memory),
+        sum((sums.device, 0)),
+        sum(sums.disk),
+    ]);
+    table.drop_empty();
+    if table.columns.len() > 1 {
+        out::line("");
+        table.print(Format::Text);
+        out::line("");
+    }
 }
 
-/// Prints parts after one another, indented, on lines that fit.
-fn wrapped(parts: &[String], paint: &Paint) {
-    let mut line = String::new();
-    for part in parts {
-        if !line.is_empty() && 8 + line.chars().count() + 2 + part.chars().count() > COLUMNS {
-            out::line(format!("        {}", paint.dim(&format!("{line},"))));
-            line.clear();
-        }
-        line += if line.is_empty() { "" } else { ", " };
-        line += part;
-    }
-    if !line.is_empty() {
-        out::line(format!("        {}", paint.dim(&line)));
-    }
-}
-
-/// What all of it would take, if anything is known of that.
-fn totals(plan: &Plan, total: &Total, sums: &Sums) {
-    let more = |unknown: usize| if unknown > 0 { "at least " } else { "" };
-    let mut parts = Vec::new();
-    let mut size = |what: &str, (amount, unknown): (u64, usize)| {
-        if amount > 0 {
-            parts.push(format!("{what} {}{}", more(unknown), bytes(amount)));
-        }
-    };
-    size("reads", sums.read);
-    size("writes", sums.written);
-    size("peak memory", sums.memory);
-    size("GPU memory", (sums.device, 0));
-    size("disk", sums.disk);
-    if sums.flops.0 > 0.0 {
-        parts.insert(0, format!("{}{}", more(sums.flops.1), flop(sums.flops.0)));
-    }
-    if sums.gpu_hours > 0.0 {
-        parts.insert(0, format!("{:.2} GPU-hours", sums.gpu_hours));
-    }
-    if !parts.is_empty() {
-        out::line("in total:");
-        wrapped(&parts, &Paint(false));
-    }
+/// The time of all of it, if anything is known of that.
+fn times(plan: &Plan, total: &Total, sums: &Sums) {
     if total.sum_s == 0.0 {
         return;
     }
@@ -283,7 +276,11 @@ fn totals(plan: &Plan, total: &Total, sums: &Sums) {
         1 => ("about", ", without 1 step of which nothing like was ever done".to_string()),
         n => ("about", format!(", without {n} steps of which nothing like was ever done")),
     };
-    out::line(format!("{most} {}{unknown}", duration(total.seconds)));
+    let gpus = match sums.gpu_hours > 0.0 {
+        true => format!(", {:.2} GPU-hours", sums.gpu_hours),
+        false => String::new(),
+    };
+    out::line(format!("{most} {}{gpus}{unknown}", duration(total.seconds)));
     let way: Vec<String> = total.longest.iter().map(|&s| clean(&plan.steps[s].name)).collect();
     let way = match &way[..] {
         [first, .., last] if way.len() > 4 => format!("{first} → … → {last}, {} steps", way.len()),
