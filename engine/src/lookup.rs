@@ -1,7 +1,7 @@
 //! From a step and the artifacts of its upstream to its pre-image: shared by everything that needs
 //! a key (running, planning, explaining), so that they cannot disagree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use cache::{Cache, Digest, Kind, Output};
@@ -83,21 +83,32 @@ pub fn user_files(
     steps: &[usize],
     cache: &Cache,
 ) -> BTreeMap<PathBuf, Result<Vec<UserFile>, String>> {
+    user_files_by(plan, steps, &|path| {
+        let found = inputs::find(path)?;
+        found.iter().map(|file| UserFile::read(cache, file)).collect()
+    })
+}
+
+/// As [`user_files`]; `read` finds and hashes what a pattern stands for.
+pub fn user_files_by(
+    plan: &Plan,
+    steps: &[usize],
+    read: &(dyn Fn(&Path) -> Result<Vec<UserFile>, String> + Sync),
+) -> BTreeMap<PathBuf, Result<Vec<UserFile>, String>> {
     let ports = steps.iter().flat_map(|&step| &plan.steps[step].inputs);
-    let path = |source: &Source| match source {
-        Source::Path { path } => Some(path.clone()),
+    let path = |source| match source {
+        &Source::Path { ref path } => Some(path),
         _ => None,
     };
-    let paths: BTreeSet<PathBuf> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
-    let read = |path: PathBuf| {
-        let found = inputs::find(&path)
-            .and_then(|found| found.iter().map(|file| UserFile::read(cache, file)).collect());
-        (path, found)
-    };
+    let paths: HashSet<&PathBuf> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
+    let read = |path: &PathBuf| (path.clone(), read(path));
     if paths.len() < 2 {
         return paths.into_iter().map(read).collect();
     }
-    paths.into_par_iter().map(read).collect()
+    // So many at a time, since one that is known takes a microsecond.
+    let paths: Vec<&PathBuf> = paths.into_iter().collect();
+    let found: Vec<_> = paths.into_par_iter().with_min_len(16).map(read).collect();
+    found.into_iter().collect()
 }
 
 /// What `steps` want of a hub, each once.

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail};
 use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Options, Outcome, Setting};
+use engine::plan::Plan;
 use engine::pool::Launcher;
 use engine::run::{Asked, Past, Record};
 use engine::spec::Loaded;
 
+use super::unchanged;
 use crate::cli::Run;
 use crate::console::Console;
 use crate::out;
@@ -19,14 +21,15 @@ use crate::out;
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
 pub fn run(args: Run) -> Result<ExitCode> {
+    let memo = unchanged::memo(&args)?;
+    if let Some(summary) = unchanged::repeat(&args, memo.as_deref())? {
+        Console::new(&Plan::default(), args.quiet, args.json).last_line(&summary);
+        return Ok(ExitCode::SUCCESS);
+    }
     let loaded = super::load(args.file.as_deref(), &args.settings)?;
-    let options = options(&args, &loaded)?;
+    let options = options(&args, memo, &loaded)?;
     let cache = super::open_cache(args.settings.cache.as_deref())?;
-    let asked = Asked {
-        file: args.file.as_ref().map(std::path::absolute).transpose()?.unwrap_or_default(),
-        cwd: std::env::current_dir()?,
-        args: std::env::args().skip(1).collect(),
-    };
+    let asked = asked(&args)?;
     let mut record = Record::create(&cache, &loaded.plan, &loaded.sources, asked, super::BUILD)?;
     let mut console = Console::new(&loaded.plan, args.quiet, args.json);
     listen()?;
@@ -60,6 +63,11 @@ pub fn run(args: Run) -> Result<ExitCode> {
         draw(&dir, &cache, &mut console);
     }
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
+    let mut outcome = outcome;
+    if let Some(found) = outcome.found.take().filter(|_| kept.is_ok()) {
+        let plan = &loaded.plan;
+        found.keep(&cache, plan, &run_id, &loaded.sources, unchanged::gpus_of(plan));
+    }
     if (outcome.summary.failed > 0 || outcome.unkept.is_some())
         && let Some(full) = cache::disk::trouble(cache.root())
     {
@@ -94,8 +102,18 @@ fn exit_code(summary: &Summary) -> ExitCode {
     }
 }
 
-fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
-    let mut options = Options { keep_going: args.keep_going, ..Options::default() };
+/// What is to be recorded of the question.
+pub(super) fn asked(args: &Run) -> Result<Asked> {
+    Ok(Asked {
+        file: args.file.as_ref().map(std::path::absolute).transpose()?.unwrap_or_default(),
+        cwd: std::env::current_dir()?,
+        args: std::env::args().skip(1).collect(),
+    })
+}
+
+fn options(args: &Run, memo: Option<String>, loaded: &Loaded) -> Result<Options> {
+    let mut options = Options { keep_going: args.keep_going, memo, ..Options::default() };
+    options.paranoid = args.paranoid;
     options.jobs = args.jobs.unwrap_or(options.jobs);
     options.gpus = super::gpus::gpus().list.clone();
     for name in &args.until {
@@ -130,7 +148,7 @@ fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
 }
 
 /// Bytes of memory of this machine.
-fn memory() -> Option<u64> {
+pub(super) fn memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use cache::{Claimed, Digest, Key, Kind, Publication};
+use cache::{Claimed, Digest, Hit, Key, Kind, Publication};
 
 use super::{Blocked, Executor, Running};
 use crate::event::{Event, Failure};
@@ -36,7 +36,7 @@ impl Executor<'_> {
         if !self.must_run(step)
             && let Ok(Some(entry)) = self.cache.lookup(&key)
         {
-            self.cached(step, entry);
+            self.cached(step, key, Hit::of(&entry));
             return self.schedule.done(at);
         }
         let claim = match self.adopt(at, key, claim) {
@@ -92,10 +92,10 @@ impl Executor<'_> {
             self.plan.steps[step].name
         );
         self.emit(Event::Note { text });
-        let publication =
-            Publication { key, entry: entry.clone(), claim, attempt: None, replace: false };
+        let hit = Hit::of(&entry);
+        let publication = Publication { key, entry, claim, attempt: None, replace: false };
         let _ = self.committer.publish(publication);
-        self.cached(step, entry);
+        self.cached(step, key, hit);
         self.schedule.done(at);
         None
     }

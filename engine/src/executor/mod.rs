@@ -1,11 +1,12 @@
 //! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
 //!
-//! `fetch.rs` brings what steps want of a hub, `launch.rs` brings a granted step to a worker,
+//! `found.rs` looks keys up and remembers what was found, `fetch.rs` brings what steps want of a hub, `launch.rs` brings a granted step to a worker,
 //! `gpus.rs` finds GPUs for it, `settle.rs` takes what came back. Everything observable leaves as an
 //! [`Event`] through one function, in the order in which it happened.
 
 mod fetch;
 mod gpus;
+mod found;
 mod launch;
 mod needed;
 mod options;
@@ -20,8 +21,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cache::{Attempt, Cache, Claim, Committer, Digest, Key, Lease, Output, Published};
+use cache::{Attempt, Cache, Claim, Committer, Digest, Hit, Key, Lease, Output, Published};
 
+pub use found::Found;
 pub use options::Options;
 
 use crate::event::{Event, Failure, Summary};
@@ -60,6 +62,8 @@ pub struct Outcome {
     pub steps: Vec<Settled>,
     /// Why results could not be kept, if some could not (a full disk).
     pub unkept: Option<cache::Error>,
+    /// What it found, to be kept for the next one that asks the same.
+    pub found: Option<Found>,
     /// Keeps what the run used and made from garbage collection until it is dropped.
     pub lease: Lease,
 }
@@ -150,6 +154,7 @@ struct Executor<'a> {
     files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
     fetching: fetch::Fetching<'a>,
     sharing: Option<remote::Sharing<'a>>,
+    finder: found::Finder,
     attempts: Vec<u32>,
     rewound: Vec<bool>,
     /// How often each step ran again because its bytes were lost.
@@ -201,9 +206,11 @@ impl<'a> Executor<'a> {
         });
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
+        let finder = found::Finder::new(setting.cache, options);
         Ok(Executor {
             schedule: Schedule::new(&needs, pool, options.keep_going),
-            files: lookup::user_files(plan, &steps, setting.cache),
+            files: finder.user_files(plan, &steps, setting.cache),
+            finder,
             steps,
             plan,
             options,
@@ -277,7 +284,9 @@ impl<'a> Executor<'a> {
         self.summary.interrupted = self.stopping > 0;
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary: summary.clone() });
-        Ok(Outcome { summary, steps: self.settled, unkept: flushed.err(), lease: self.lease })
+        let found = self.finder.found(self.plan, &self.steps, &self.settled, &self.files, &summary);
+        let unkept = flushed.err();
+        Ok(Outcome { summary, steps: self.settled, unkept, found, lease: self.lease })
     }
 
     fn emit(&mut self, event: Event) {
@@ -316,8 +325,8 @@ impl<'a> Executor<'a> {
         if self.must_run(step) {
             return self.schedule.miss(at);
         }
-        match self.cache.lookup(&key) {
-            Ok(Some(entry)) => self.hit(at, entry),
+        match self.finder.look(self.cache, &key) {
+            Ok(Some(hit)) => self.hit(at, key, hit),
             Ok(None) if self.asks_remote(at, key) => {}
             Ok(None) if self.options.only.is_some_and(|only| only != step) => {
                 let message = "its result is not in the cache\nhint: `--only` runs one step and takes the rest as it is; run without it, or with `--until`";
@@ -340,11 +349,11 @@ impl<'a> Executor<'a> {
     }
 
     /// An entry is there; its bytes matter only if the user wants them.
-    fn hit(&mut self, at: usize, entry: cache::Entry) {
+    fn hit(&mut self, at: usize, key: Key, hit: Hit) {
         let step = self.steps[at];
-        let wanted = self.undelivered(step, &entry);
+        let wanted = self.undelivered(step, &hit.outputs);
         if wanted.is_empty() || self.options.only.is_some_and(|only| only != step) {
-            self.cached(step, entry);
+            self.cached(step, key, hit);
             return self.schedule.hit(at);
         }
         if self.fetches(at, wanted, false) {
@@ -359,13 +368,12 @@ impl<'a> Executor<'a> {
         self.schedule.miss(at);
     }
 
-    fn cached(&mut self, step: usize, entry: cache::Entry) {
-        let saved_s = entry.provenance.get("seconds").and_then(|s| s.as_f64()).unwrap_or(0.0);
+    fn cached(&mut self, step: usize, key: Key, hit: Hit) {
         self.summary.cached += 1;
-        self.summary.saved_s += saved_s;
-        self.settled[step].outputs = Some(entry.outputs.clone());
-        self.hits.extend(entry.outputs.iter().map(|output| output.digest));
-        self.emit(Event::Cached { step, key: entry.key, saved_s, outputs: entry.outputs });
+        self.summary.saved_s += hit.seconds;
+        self.settled[step].outputs = Some(hit.outputs.clone());
+        self.hits.extend(hit.outputs.iter().map(|output| output.digest));
+        self.emit(Event::Cached { step, key, saved_s: hit.seconds, outputs: hit.outputs });
     }
 
     /// Notes what hits gave, so that it does not go while this run may still want it. A failure

@@ -35,6 +35,10 @@ pub struct Options {
     pub fresh: BTreeSet<usize>,
     /// Fail where the remote does not answer or takes nothing.
     pub remote_required: bool,
+    /// Under which name the next run that asks the same finds what this one found.
+    pub memo: Option<String>,
+    /// Read every byte of the user's files and every entry, whatever was found before.
+    pub paranoid: bool,
 }
 
 impl Default for Options {
@@ -52,6 +56,8 @@ impl Default for Options {
             force: BTreeSet::new(),
             fresh: BTreeSet::new(),
             remote_required: false,
+            memo: None,
+            paranoid: false,
         }
     }
 }

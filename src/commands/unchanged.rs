@@ -1,0 +1,78 @@
+//! `pipe run` where nothing has changed since the last run that asked the same: told without making
+//! a plan. Decides what "the same" is beside files; `engine::repeat` compares.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use engine::event::Summary;
+use engine::plan::{Plan, Step};
+use engine::repeat;
+
+use super::run::{asked, memory};
+use crate::cli::Run;
+
+/// The name of what runs like this one find; `None` where a run must look for itself.
+pub fn memo(args: &Run) -> Result<Option<String>> {
+    let steps = [&args.until, &args.from, &args.force, &args.fresh];
+    let some = args.only.is_some() || steps.iter().any(|names| !names.is_empty());
+    if some || args.json || args.remote_required || super::remote::open(&args.remote)?.is_some() {
+        return Ok(None);
+    }
+    let settings = &args.settings;
+    let mut what = vec![
+        super::BUILD.to_string(),
+        binary()?,
+        format!("{:?}", args.file),
+        std::env::current_dir()?.display().to_string(),
+        format!("{:?}", std::env::home_dir()),
+        format!("{:?} {:?} {:?}", settings.profiles, settings.params, settings.sets),
+        format!("{:?}", memory()),
+    ];
+    // A run without the names of its files would be another's.
+    what.push(super::cache_root(settings.cache.as_deref())?.display().to_string());
+    let what: Vec<&str> = what.iter().map(String::as_str).collect();
+    Ok(Some(repeat::name(&what)))
+}
+
+/// What `stat` says of this binary: another one may make other plans of the same files.
+fn binary() -> Result<String> {
+    let stamp = cache::Stamp::of(&std::fs::metadata("/proc/self/exe")?);
+    Ok(format!("{stamp:?}"))
+}
+
+/// Totals of the run, if it has nothing to do; then it is recorded.
+pub fn repeat(args: &Run, memo: Option<&str>) -> Result<Option<Summary>> {
+    let Some(name) = memo.filter(|_| !args.paranoid) else { return Ok(None) };
+    let root = super::cache_root(args.settings.cache.as_deref())?;
+    // A cache is not made before the pipeline is known to be right.
+    if !root.join("index").join(format!("memo-{name}")).exists() {
+        return Ok(None);
+    }
+    let cache = super::open_cache(args.settings.cache.as_deref())?;
+    let jobs = args.jobs.map_or_else(threads, |jobs| jobs as usize);
+    let build = (super::BUILD, jobs);
+    let repeated = repeat::repeat(&cache, name, &gpus, asked(args)?, build)?;
+    Ok(repeated.map(|repeated| repeated.summary))
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The GPUs that there are, if `plan` depends on them.
+pub fn gpus_of(plan: &Plan) -> Option<String> {
+    let asks = |step: &Step| {
+        let wants = step.resources.gpu > 0 || step.resources.vram > 0;
+        wants || step.auto.is_some() || step.params.get("device").is_some()
+    };
+    plan.steps.iter().any(asks).then(gpus)
+}
+
+fn gpus() -> String {
+    let offered = super::gpus::gpus();
+    let mut text = offered.without.clone();
+    for gpu in &offered.list {
+        let _ = write!(text, "\n{} {} {:?} {}", gpu.uuid, gpu.name, gpu.capability, gpu.memory);
+    }
+    text
+}
