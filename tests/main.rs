@@ -24,5 +24,6 @@ mod remote;
 mod secrets;
 mod support;
 mod tidy;
+mod unchanged;
 mod verbs;
 mod watch;

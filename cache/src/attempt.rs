@@ -98,7 +98,10 @@ impl Attempt {
         if dir.strip_prefix(root).is_ok_and(|rest| !rest.starts_with("attempts")) {
             return Err(outside(&root.join("attempts")));
         }
-        let layout = Layout::open(root)?;
+        Attempt::locked(Layout::open(root)?, dir)
+    }
+
+    fn locked(layout: Layout, dir: PathBuf) -> Result<Attempt> {
         let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
         let lock = lock_shared(&layout, &dir)?.map_or_else(gone, Ok)?;
         Ok(Attempt { dir, layout, lock })
@@ -181,6 +184,17 @@ impl Cache {
             .map(|dir| dir.join(CHECKPOINTS))
             .filter(|dir| dir.exists())
             .try_for_each(|dir| self.layout().discard(&dir))
+    }
+
+    /// As [`Attempt::reopen`], for an attempt of this cache.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attempt_at(&self, dir: &Path) -> Result<Attempt> {
+        match dir.ancestors().nth(2) == Some(&*self.layout().root().join("attempts")) {
+            true => Attempt::locked(self.layout().clone(), dir.to_path_buf()),
+            false => Attempt::reopen(dir),
+        }
     }
 
     /// What the newest finished, never published attempt at `key` made, when every byte of it is

@@ -8,6 +8,7 @@
 //! (it is read-only and sealed, and what was read of it was right): `scrub` finds such damage.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ const SHARDS: usize = 256;
 const STAMP: usize = 40;
 /// Key, stamp, place of the rest.
 const ROW: usize = 32 + STAMP + 4;
-/// So many memos are kept.
+/// So many disposable files of a kind are kept.
 const MOST: usize = 256;
 /// Files that one thread looks at before another is asked to help.
 const CHUNK: usize = 512;
@@ -59,7 +60,9 @@ pub struct Memo {
     began: SystemTime,
     shards: Vec<Option<Stamp>>,
     files: Vec<(Vec<u8>, Vec<u8>)>,
-    hits: Vec<(Key, Stamp, Hit)>,
+    /// With the place of the rest in `made`.
+    hits: Vec<(Key, Stamp, u32)>,
+    made: Vec<u8>,
 }
 
 /// What an earlier run found.
@@ -88,20 +91,29 @@ impl Cache {
     pub fn memo(&self) -> Memo {
         let began = SystemTime::now();
         let shards = (0..SHARDS).map(|n| shard(self.layout(), n)).collect();
-        Memo { began, shards, files: Vec::new(), hits: Vec::new() }
+        Memo { began, shards, files: Vec::new(), hits: Vec::new(), made: Vec::new() }
     }
 
     /// The memo called `name`, if there is a whole one.
     pub fn recall(&self, name: &str) -> Option<Recalled> {
-        let bytes = fs::read(self.memo_path(name)).ok()?;
+        let bytes = fs::read(self.kept_file(name)).ok()?;
         let parts = Parts::of(&bytes)?;
         let stands = vec![OnceLock::new(); SHARDS];
         Some(Recalled { layout: self.layout().clone(), bytes, parts, stands })
     }
 
-    /// Where the memo called `name` is, or would be.
-    pub fn memo_path(&self, name: &str) -> PathBuf {
-        self.index_dir().join(format!("memo-{name}"))
+    /// Where the disposable file `name` is, or would be: a memo, or what else can be found again.
+    pub fn kept_file(&self, name: &str) -> PathBuf {
+        self.index_dir().join(name)
+    }
+
+    /// Writes the disposable file `name`, `KIND-…`. Of each kind the newest are kept.
+    ///
+    /// # Errors
+    /// When it cannot be written; then what was there is there.
+    pub fn keep_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        forget(&self.index_dir(), name.split_inclusive('-').next().unwrap_or(name));
+        self.write(&self.kept_file(name), bytes)
     }
 }
 
@@ -135,8 +147,16 @@ impl Memo {
     }
 
     /// Notes the entry of `key`, whose file had `stamp` when it was read.
-    pub fn hit(&mut self, key: Key, stamp: Stamp, hit: Hit) {
-        self.hits.push((key, stamp, hit));
+    pub fn hit(&mut self, key: Key, stamp: Stamp, hit: &Hit) {
+        // Beyond 4 GiB of results nothing is noted.
+        let Ok(place) = u32::try_from(self.made.len()) else { return };
+        self.hits.push((key, stamp, place));
+        render(hit, &mut self.made);
+    }
+
+    /// The keys of the entries noted so far.
+    pub fn keys(&self) -> HashSet<Key> {
+        self.hits.iter().map(|(key, ..)| *key).collect()
     }
 
     /// Writes all of it under `name`, with `head`, which is the caller's, and the keys in an order
@@ -170,24 +190,22 @@ impl Memo {
         put(&mut body, order.len() as u32);
         order.iter().for_each(|key| put(&mut body, row(key).map_or(u32::MAX, |at| at as u32)));
         put(&mut body, self.hits.len() as u32);
-        for (key, stamp, hit) in &self.hits {
+        for (key, stamp, place) in &self.hits {
             body.extend_from_slice(key.as_bytes());
             body.extend_from_slice(&stamp.bytes());
-            put(&mut body, records.len() as u32);
-            render(hit, &mut records);
+            put(&mut body, *place);
         }
-        body.append(&mut records);
+        body.append(&mut self.made);
         let sum = Digest::of(&body);
-        forget(cache);
-        cache.write(&cache.memo_path(name), &[MAGIC, sum.as_bytes(), &body].concat())
+        cache.keep_file(name, &[MAGIC, sum.as_bytes(), &body].concat())
     }
 }
 
-/// Removes the memos that were not written for longest, where there are too many.
-fn forget(cache: &Cache) {
-    let items = fs::read_dir(cache.index_dir()).into_iter().flatten().flatten();
-    let memos = items.filter(|item| item.file_name().as_bytes().starts_with(b"memo-"));
-    let paths: Vec<PathBuf> = memos.map(|item| item.path()).collect();
+/// Removes the files called `kind…` that were not written for longest, where there are too many.
+fn forget(dir: &Path, kind: &str) {
+    let items = fs::read_dir(dir).into_iter().flatten().flatten();
+    let kept = items.filter(|item| item.file_name().as_bytes().starts_with(kind.as_bytes()));
+    let paths: Vec<PathBuf> = kept.map(|item| item.path()).collect();
     if paths.len() <= MOST {
         return;
     }
@@ -407,4 +425,120 @@ fn parse(from: &mut Reader<'_>) -> Option<Hit> {
         outputs.push(Output { port, index, name, kind, digest, bytes });
     }
     Some(Hit { outputs, seconds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::Publication;
+
+    fn made(text: &str) -> Entry {
+        let output = Output {
+            port: "model".into(),
+            index: Some(3),
+            name: "a b.bin".into(),
+            kind: Kind::Dir,
+            digest: Digest::of(text.as_bytes()),
+            bytes: u64::MAX,
+        };
+        Entry::new(text.into(), vec![output], None, serde_json::json!({ "seconds": 2.5 }))
+    }
+
+    fn cache() -> (tempfile::TempDir, Cache, Vec<Entry>) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("c")).unwrap();
+        let entries: Vec<Entry> = (0..40).map(|i| made(&format!("pre-image {i}"))).collect();
+        let committer = cache.committer(|_| {});
+        for entry in &entries {
+            committer.publish(Publication::imported(entry.clone())).unwrap();
+        }
+        committer.flush().unwrap();
+        (dir, cache, entries)
+    }
+
+    fn noted(cache: &Cache, entries: &[Entry]) -> Recalled {
+        let mut memo = cache.memo();
+        for entry in entries {
+            let (entry, stamp) = cache.lookup_stamped(&entry.key).unwrap().unwrap();
+            memo.hit(entry.key, stamp.unwrap(), &Hit::of(&entry));
+        }
+        let keys: Vec<Key> = entries.iter().map(|entry| entry.key).collect();
+        memo.write(cache, "memo-x", b"head", &keys).unwrap();
+        cache.recall("memo-x").unwrap()
+    }
+
+    #[test]
+    fn what_was_noted_comes_back_in_order() {
+        let (_dir, cache, entries) = cache();
+        let recalled = noted(&cache, &entries);
+        assert_eq!((recalled.head(), recalled.len()), (&b"head"[..], entries.len()));
+        for (at, entry) in entries.iter().enumerate() {
+            assert_eq!(recalled.key(at), Some(entry.key));
+            assert_eq!(recalled.hit(&entry.key).unwrap().0, Hit::of(entry));
+        }
+        assert!(recalled.hit(&Key::of(b"another")).is_none());
+        assert!(recalled.key(entries.len()).is_none());
+        assert!(recalled.entries_stand());
+    }
+
+    #[test]
+    fn an_entry_that_is_gone_replaced_or_damaged_is_not_what_it_was() {
+        let (_dir, cache, entries) = cache();
+        noted(&cache, &entries);
+        // Beyond the tick of the file system's clock.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let path = |n: usize| cache.layout().entry(&entries[n].key);
+        fs::remove_file(path(0)).unwrap();
+        let text = fs::read(path(1)).unwrap();
+        fs::remove_file(path(1)).unwrap();
+        fs::write(path(1), text).unwrap();
+        let mut permissions = fs::metadata(path(2)).unwrap().permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
+        fs::set_permissions(path(2), permissions).unwrap();
+        fs::write(path(2), "x").unwrap();
+        let recalled = cache.recall("memo-x").unwrap();
+        assert!(!recalled.entries_stand());
+        for (n, entry) in entries.iter().enumerate() {
+            assert_eq!(recalled.hit(&entry.key).is_some(), n > 2, "{n}");
+        }
+    }
+
+    #[test]
+    fn a_young_file_is_not_noted_and_a_changed_one_not_known() {
+        let (dir, cache, _) = cache();
+        let (young, old) = (dir.path().join("young"), dir.path().join("old"));
+        fs::write(&old, "old").unwrap();
+        std::thread::sleep(crate::stat::RACY + std::time::Duration::from_millis(100));
+        fs::write(&young, "young").unwrap();
+        let mut memo = cache.memo();
+        let stamp = |path: &Path| Stamp::of(&fs::metadata(path).unwrap());
+        assert!(!memo.file(&young, &stamp(&young), &Digest::of(b"young")));
+        assert!(memo.file(&old, &stamp(&old), &Digest::of(b"old")));
+        memo.write(&cache, "memo-x", b"", &[]).unwrap();
+        let recalled = cache.recall("memo-x").unwrap();
+        assert!(recalled.file(&young).is_none());
+        assert_eq!(recalled.file(&old).unwrap().0, Digest::of(b"old"));
+        assert!(recalled.files_stand(&|_| None));
+        fs::write(&old, "new").unwrap();
+        let times = fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
+        fs::File::options().write(true).open(&old).unwrap().set_times(times).unwrap();
+        assert!(recalled.file(&old).is_none());
+        assert!(!recalled.files_stand(&|_| None));
+    }
+
+    #[test]
+    fn nothing_but_the_whole_is_read() {
+        let (_dir, cache, entries) = cache();
+        noted(&cache, &entries[..2]);
+        let path = cache.kept_file("memo-x");
+        let bytes = fs::read(&path).unwrap();
+        for at in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {
+            fs::write(&path, &bytes[..at]).unwrap();
+            assert!(cache.recall("memo-x").is_none(), "cut at {at}");
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            fs::write(&path, flipped).unwrap();
+            assert!(cache.recall("memo-x").is_none(), "flip at {at}");
+        }
+    }
 }

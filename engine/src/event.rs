@@ -37,7 +37,7 @@ pub enum Event {
         /// The artifacts.
         outputs: Vec<Output>,
     },
-    /// Every step was a hit, as in an earlier run whose events lie beside these.
+    /// Every step is a hit, found or made by an earlier run whose events lie beside these.
     Unchanged {
         /// Id of that run.
         run: String,

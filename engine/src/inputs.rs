@@ -20,6 +20,8 @@ pub struct UserFile {
     pub kind: Kind,
     /// Size.
     pub bytes: u64,
+    /// Whether an earlier run found the same.
+    pub known: bool,
     stamp: Vec<Stamp>,
 }
 
@@ -62,6 +64,7 @@ impl UserFile {
             digest,
             kind,
             bytes,
+            known: false,
             stamp: before,
         };
         file.unchanged()?;
@@ -77,6 +80,7 @@ impl UserFile {
             digest,
             kind: Kind::File,
             bytes: stamp.size,
+            known: true,
             stamp: vec![stamp],
         })
     }

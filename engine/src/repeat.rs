@@ -1,6 +1,6 @@
 //! A run that would find everything as the last one of its kind left it, told without a plan.
 //!
-//! A run that finds every step in the cache leaves a memo of all it looked at: pipeline files, user
+//! A run that comes to its end leaves a memo of all it looked at: pipeline files, user
 //! files, entries, delivered outputs, GPUs where planning asked for them. The next run that asks the
 //! same of the same binary compares all that by `stat`, and where nothing differs, it is known how
 //! it would end. The memo is a copy of what can be found again, and is never the truth: anything
@@ -24,15 +24,17 @@ const DAY_S: f64 = 86_400.0;
 pub struct Head {
     /// The record of the run.
     pub record: String,
+    /// The record in which its plan lies first.
+    pub plan: Option<String>,
     /// The pipeline's name.
     pub pipeline: String,
-    /// Whether every step was a hit, and all that was looked at is noted.
+    /// Whether every step is done, and all that was looked at is noted.
     pub whole: bool,
     /// When the hits were last noted as used, seconds since 1970.
     pub used_s: f64,
-    /// How many hits there were.
+    /// How many hits the next one has.
     pub cached: usize,
-    /// What they took when they ran.
+    /// What they took when they ran, in seconds.
     pub saved_s: f64,
     /// The GPUs that planning looked at, if it did.
     pub gpus: Option<String>,
@@ -59,7 +61,12 @@ pub fn is_old(when: f64) -> bool {
 /// The name of the memo of runs that ask for `what`: all that decides a run beside files.
 pub fn name(what: &[&str]) -> String {
     let text = serde_json::to_string(what).unwrap_or_default();
-    Digest::of(text.as_bytes()).short()
+    Digest::of(text.as_bytes()).to_string()
+}
+
+/// The file of the memo `name`.
+pub fn file(name: &str) -> String {
+    format!("memo-{name}")
 }
 
 /// What a run that repeats another came to.
@@ -84,7 +91,7 @@ pub fn repeat(
     (build, jobs): (&str, usize),
 ) -> Result<Option<Repeated>> {
     let started = std::time::Instant::now();
-    let Some(recalled) = cache.recall(name) else { return Ok(None) };
+    let Some(recalled) = cache.recall(&file(name)) else { return Ok(None) };
     let Some(head) = Head::of(recalled.head()).filter(|head| head.whole) else { return Ok(None) };
     let same = !is_old(head.used_s)
         && recalled.len() == head.cached

@@ -54,6 +54,13 @@ pub struct Asked {
     pub args: Vec<String>,
 }
 
+/// As [`Stamped`], of an event that is another's.
+#[derive(Serialize)]
+struct Line<'a> {
+    t: f64,
+    e: &'a Event,
+}
+
 /// A run being recorded.
 pub struct Record {
     /// What was asked.
@@ -74,8 +81,22 @@ impl Record {
         asked: Asked,
         build: &str,
     ) -> Result<Record> {
+        Record::create_like(cache, plan, sources, (asked, build), None)
+    }
+
+    /// As [`Record::create`]; the plan is linked where the record `like` has the very same.
+    pub fn create_like(
+        cache: &Cache,
+        plan: &Plan,
+        sources: &[(PathBuf, String)],
+        (asked, build): (Asked, &str),
+        like: Option<&str>,
+    ) -> Result<Record> {
         let (info, dir) = begin(cache, &plan.name, asked, build)?;
-        cache.write(&dir.join(PLAN), &serde_json::to_vec(plan)?)?;
+        let there = like.map(|id| cache.runs_dir().join(id).join(PLAN));
+        if there.is_none_or(|there| fs::hard_link(there, dir.join(PLAN)).is_err()) {
+            cache.write(&dir.join(PLAN), &serde_json::to_vec(plan)?)?;
+        }
         for (i, (path, text)) in sources.iter().enumerate() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             cache.write(&dir.join(format!("source-{i}-{name}")), text.as_bytes())?;
@@ -121,15 +142,20 @@ impl Record {
         // Last, so that a directory with a run.json is complete.
         cache.write(&dir.join("run.json"), &serde_json::to_vec_pretty(&info)?)?;
         let (started, flushed) = (Instant::now(), Instant::now());
-        Ok(Record { info, dir, events: BufWriter::new(events), started, flushed })
+        Ok(Record {
+            info,
+            dir,
+            events: BufWriter::with_capacity(1 << 16, events),
+            started,
+            flushed,
+        })
     }
 
     /// Stamps and keeps one event. A full disk must not end a run: the loss is told once, by the
     /// returned error.
     pub fn write(&mut self, event: &Event) -> std::io::Result<f64> {
         let t = self.started.elapsed().as_secs_f64();
-        let stamped = Stamped { t, event: event.clone() };
-        serde_json::to_writer(&mut self.events, &stamped)?;
+        serde_json::to_writer(&mut self.events, &Line { t, e: event })?;
         self.events.write_all(b"\n")?;
         let chatty = matches!(event, Event::Reported { .. } | Event::Cached { .. });
         if !chatty || self.flushed.elapsed().as_secs_f64() > 0.5 {
@@ -223,13 +249,24 @@ impl Past {
                 // As if they had been found one by one.
                 Event::Unchanged { .. } => {
                     let earlier = lines(&dir.join(UNCHANGED));
-                    let hits = earlier.filter(|e| matches!(e.event, Event::Cached { .. }));
-                    events.extend(hits.map(|hit| Stamped { t: stamped.t, ..hit }));
+                    let hits = earlier.filter_map(|e| hit_now(e.event));
+                    events.extend(hits.map(|event| Stamped { t: stamped.t, event }));
                 }
                 _ => events.push(stamped),
             }
         }
         Ok(Past { info, plan, events, dir: dir.to_path_buf() })
+    }
+}
+
+/// What an event of an earlier run is to one that finds what that one found or made.
+fn hit_now(event: Event) -> Option<Event> {
+    match event {
+        Event::Finished { step, key, seconds: saved_s, outputs } => {
+            Some(Event::Cached { step, key, saved_s, outputs })
+        }
+        Event::Cached { .. } => Some(event),
+        _ => None,
     }
 }
 

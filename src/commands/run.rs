@@ -9,7 +9,7 @@ use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Options, Outcome, Setting};
 use engine::plan::Plan;
 use engine::pool::Launcher;
-use engine::run::{Asked, Past, Record};
+use engine::run::{Asked, Past};
 use engine::spec::Loaded;
 
 use super::unchanged;
@@ -17,20 +17,29 @@ use crate::cli::Run;
 use crate::console::Console;
 use crate::out;
 
+/// Reports of more steps take longer than many a run of them, and are drawn on demand.
+const DRAWN: usize = 2000;
+
 /// How often the user asked to stop.
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
 pub fn run(args: Run) -> Result<ExitCode> {
     let memo = unchanged::memo(&args)?;
-    if let Some(summary) = unchanged::repeat(&args, memo.as_deref())? {
+    let early = unchanged::cache(&args)?;
+    if let (Some(cache), Some(name), false) = (&early, &memo, args.paranoid)
+        && let Some(summary) = unchanged::repeat(&args, cache, name)?
+    {
         Console::new(&Plan::default(), args.quiet, args.json).last_line(&summary);
         return Ok(ExitCode::SUCCESS);
     }
-    let loaded = super::load(args.file.as_deref(), &args.settings)?;
-    let options = options(&args, memo, &loaded)?;
-    let cache = super::open_cache(args.settings.cache.as_deref())?;
-    let asked = asked(&args)?;
-    let mut record = Record::create(&cache, &loaded.plan, &loaded.sources, asked, super::BUILD)?;
+    let (loaded, like) = unchanged::load(&args, early.as_ref(), memo.as_deref())?;
+    let options = Options { plan_of: like.clone(), ..options(&args, memo.clone(), &loaded)? };
+    let cache = match early {
+        Some(cache) => cache,
+        None => super::open_cache(args.settings.cache.as_deref())?,
+    };
+    let made = (&loaded, like.as_deref());
+    let mut record = unchanged::record(&cache, made, asked(&args)?, memo.as_deref())?;
     let mut console = Console::new(&loaded.plan, args.quiet, args.json);
     listen()?;
 
@@ -48,7 +57,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
         remote: remote.as_ref(),
         interrupts: &INTERRUPTS,
     };
-    let outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
+    let mut outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
         let t = record.write(&event).unwrap_or_else(|error| {
             if !std::mem::replace(&mut broken, true) {
                 console.note(&format!("the record of this run is incomplete: {error}"));
@@ -60,13 +69,12 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let dir = record.dir.clone();
     drop(record);
     if outcome.summary.ran + outcome.summary.failed > 0 {
-        draw(&dir, &cache, &mut console);
+        draw(&dir, &loaded.plan, &cache, &mut console);
     }
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
-    let mut outcome = outcome;
     if let Some(found) = outcome.found.take().filter(|_| kept.is_ok()) {
-        let plan = &loaded.plan;
-        found.keep(&cache, plan, &run_id, &loaded.sources, unchanged::gpus_of(plan));
+        let (plan, ids) = (&loaded.plan, (&*run_id, like.as_deref().unwrap_or(&run_id)));
+        found.keep(&cache, plan, ids, &loaded.sources, unchanged::gpus_of(plan));
     }
     if (outcome.summary.failed > 0 || outcome.unkept.is_some())
         && let Some(full) = cache::disk::trouble(cache.root())
@@ -74,6 +82,8 @@ pub fn run(args: Run) -> Result<ExitCode> {
         out::message(full);
     }
     console.last_line(&outcome.summary);
+    // A great plan takes longer to take apart than the process has left.
+    std::mem::forget((std::mem::take(&mut outcome.steps), loaded));
     kept?;
     match outcome.unkept {
         Some(error) => Err(error.into()),
@@ -82,7 +92,10 @@ pub fn run(args: Run) -> Result<ExitCode> {
 }
 
 /// Draws the report beside the record. Its failure is told and ends nothing.
-fn draw(dir: &std::path::Path, cache: &cache::Cache, console: &mut Console) {
+fn draw(dir: &std::path::Path, plan: &Plan, cache: &cache::Cache, console: &mut Console) {
+    if plan.steps.len() > DRAWN {
+        return console.note("`pipe report` draws the report of a run of so many steps");
+    }
     let drawn = Past::load(dir).and_then(|past| {
         let path = dir.join("report.html");
         cache.write(&path, engine::report::html(&past, cache).as_bytes())?;

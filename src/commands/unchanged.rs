@@ -3,10 +3,13 @@
 
 use std::fmt::Write as _;
 
+use ::cache::Cache;
 use anyhow::Result;
 use engine::event::Summary;
 use engine::plan::{Plan, Step};
-use engine::repeat;
+use engine::run::{Asked, Record};
+use engine::spec::Loaded;
+use engine::{kept, repeat};
 
 use super::run::{asked, memory};
 use crate::cli::Run;
@@ -36,23 +39,50 @@ pub fn memo(args: &Run) -> Result<Option<String>> {
 
 /// What `stat` says of this binary: another one may make other plans of the same files.
 fn binary() -> Result<String> {
-    let stamp = cache::Stamp::of(&std::fs::metadata("/proc/self/exe")?);
+    let stamp = ::cache::Stamp::of(&std::fs::metadata("/proc/self/exe")?);
     Ok(format!("{stamp:?}"))
 }
 
-/// Totals of the run, if it has nothing to do; then it is recorded.
-pub fn repeat(args: &Run, memo: Option<&str>) -> Result<Option<Summary>> {
-    let Some(name) = memo.filter(|_| !args.paranoid) else { return Ok(None) };
-    let root = super::cache_root(args.settings.cache.as_deref())?;
-    // A cache is not made before the pipeline is known to be right.
-    if !root.join("index").join(format!("memo-{name}")).exists() {
-        return Ok(None);
-    }
-    let cache = super::open_cache(args.settings.cache.as_deref())?;
+/// The cache, if it is there: it is not made before the pipeline is known to be right.
+pub fn cache(args: &Run) -> Result<Option<Cache>> {
+    let wanted = args.settings.cache.as_deref();
+    let there = super::cache_root(wanted)?.join("version").exists();
+    Ok(there.then(|| super::open_cache(wanted).ok()).flatten())
+}
+
+/// Totals of the run called `name`, if it has nothing to do; then it is recorded.
+pub fn repeat(args: &Run, cache: &Cache, name: &str) -> Result<Option<Summary>> {
     let jobs = args.jobs.map_or_else(threads, |jobs| jobs as usize);
-    let build = (super::BUILD, jobs);
-    let repeated = repeat::repeat(&cache, name, &gpus, asked(args)?, build)?;
+    let repeated = repeat::repeat(cache, name, &gpus, asked(args)?, (super::BUILD, jobs))?;
     Ok(repeated.map(|repeated| repeated.summary))
+}
+
+/// The pipeline, and the record in which its plan lies if an earlier run called `name` made it.
+pub fn load(
+    args: &Run,
+    cache: Option<&Cache>,
+    name: Option<&str>,
+) -> Result<(Loaded, Option<String>)> {
+    let kept = cache.zip(name).filter(|_| !args.paranoid);
+    match kept.and_then(|(cache, name)| kept::load(cache, name, &gpus)) {
+        Some(kept) => Ok((kept.loaded, Some(kept.record))),
+        None => Ok((super::load(args.file.as_deref(), &args.settings)?, None)),
+    }
+}
+
+/// Begins the record of a run that is to be made, and keeps its plan for the next one.
+pub fn record(
+    cache: &Cache,
+    (loaded, like): (&Loaded, Option<&str>),
+    asked: Asked,
+    name: Option<&str>,
+) -> Result<Record> {
+    let (plan, asked) = (&loaded.plan, (asked, super::BUILD));
+    let record = Record::create_like(cache, plan, &loaded.sources, asked, like)?;
+    if let Some(name) = name.filter(|_| like.is_none()) {
+        kept::keep(cache, name, loaded, gpus_of(plan), &record.info.id);
+    }
+    Ok(record)
 }
 
 fn threads() -> usize {

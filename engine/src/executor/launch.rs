@@ -39,6 +39,11 @@ impl Executor<'_> {
             self.cached(step, key, Hit::of(&entry));
             return self.schedule.done(at);
         }
+        // Kept, since what it is made of may change while the step runs.
+        match self.pre_image(step) {
+            Ok(image) => drop(self.images.insert(step, image)),
+            Err(message) => return self.refuse(at, message),
+        }
         let claim = match self.adopt(at, key, claim) {
             Some(claim) => claim,
             None => return,
@@ -275,11 +280,10 @@ impl Executor<'_> {
             };
             frozen_inputs.insert(port, artifacts.into_iter().map(freeze).collect());
         }
-        let image = self.images[step].as_ref().expect("looked up before");
         let frozen = Frozen {
             key,
             stage: planned.stage.clone(),
-            version: image.version,
+            version: self.images[&step].version,
             params: planned.params.clone(),
             inputs: frozen_inputs,
             ports: planned.ports.clone(),

@@ -5,16 +5,16 @@
 //! [`Event`] through one function, in the order in which it happened.
 
 mod fetch;
-mod gpus;
 mod found;
+mod gpus;
 mod launch;
 mod needed;
 mod options;
 mod remote;
 mod settle;
+mod tidy;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -29,7 +29,6 @@ pub use options::Options;
 use crate::event::{Event, Failure, Summary};
 use crate::gpu::desk::Desk;
 use crate::hub;
-use crate::inputs::UserFile;
 use crate::key::PreImage;
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
@@ -150,8 +149,9 @@ struct Executor<'a> {
     /// Positions in the plan of the steps this run looks at, and back.
     steps: Vec<usize>,
     settled: Vec<Settled>,
-    images: Vec<Option<PreImage>>,
-    files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    /// Pre-images of steps that are to run.
+    images: HashMap<usize, PreImage>,
+    files: lookup::Files,
     fetching: fetch::Fetching<'a>,
     sharing: Option<remote::Sharing<'a>>,
     finder: found::Finder,
@@ -169,6 +169,7 @@ struct Executor<'a> {
     short: HashMap<usize, Instant>,
     pool: Pool,
     committer: Committer,
+    tidy: tidy::Tidy,
     lease: Lease,
     /// Of hits, to be noted in the lease with the next ones.
     hits: Vec<Digest>,
@@ -206,7 +207,7 @@ impl<'a> Executor<'a> {
         });
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
-        let finder = found::Finder::new(setting.cache, options);
+        let finder = found::Finder::new(setting.cache, options, &steps);
         Ok(Executor {
             schedule: Schedule::new(&needs, pool, options.keep_going),
             files: finder.user_files(plan, &steps, setting.cache),
@@ -223,7 +224,7 @@ impl<'a> Executor<'a> {
             interrupts: setting.interrupts,
             sink,
             settled: vec![Settled::default(); plan.steps.len()],
-            images: vec![None; plan.steps.len()],
+            images: HashMap::new(),
             attempts: vec![0; plan.steps.len()],
             rewound: vec![false; plan.steps.len()],
             rewinds: vec![0; plan.steps.len()],
@@ -241,6 +242,7 @@ impl<'a> Executor<'a> {
                 Arc::new(move |m| sender.send(Heard::Worker(m)).is_ok()),
             ),
             committer,
+            tidy: tidy::Tidy::new(setting.cache),
             lease: setting.cache.lease(&format!("run {}", setting.run))?,
             hits: Vec::new(),
             heard,
@@ -284,8 +286,12 @@ impl<'a> Executor<'a> {
         self.summary.interrupted = self.stopping > 0;
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary: summary.clone() });
-        let found = self.finder.found(self.plan, &self.steps, &self.settled, &self.files, &summary);
+        let look = (self.cache, self.plan, &*self.steps);
+        let found = self.finder.found(look, &self.settled, &self.files, &summary);
         let unkept = flushed.err();
+        // To take them apart takes longer than to end.
+        std::mem::forget(self.files);
+        std::mem::forget(self.schedule);
         Ok(Outcome { summary, steps: self.settled, unkept, found, lease: self.lease })
     }
 
@@ -308,18 +314,17 @@ impl<'a> Executor<'a> {
         if self.waits_for_hub(at) {
             return;
         }
-        let inputs = Inputs {
-            plan: self.plan,
-            files: &self.files,
-            hub: self.fetching.found(),
-            outputs: &|s| self.settled[s].outputs.as_deref(),
-        };
-        let image = match lookup::pre_image(&inputs, step, self.registry) {
-            Ok(image) => image,
+        if !self.must_run(step)
+            && let Some((key, hit)) = self.as_before(at)
+        {
+            self.settled[step].key = Some(key);
+            self.by_key.insert(key, step);
+            return self.hit(at, key, hit);
+        }
+        let key = match self.pre_image(step) {
+            Ok(image) => image.key(),
             Err(message) => return self.fail_early(at, Failure::Input, message),
         };
-        let key = image.key();
-        self.images[step] = Some(image);
         self.settled[step].key = Some(key);
         self.by_key.insert(key, step);
         if self.must_run(step) {
@@ -340,6 +345,23 @@ impl<'a> Executor<'a> {
                 self.fail_early(at, Failure::Error, format!("the cache cannot be read: {error}"))
             }
         }
+    }
+
+    /// Key and result of a step of which nothing has changed since the last run: what it reads is
+    /// what it was, so its key is.
+    fn as_before(&mut self, at: usize) -> Option<(Key, Hit)> {
+        let sources = self.plan.steps[self.steps[at]].inputs.iter().flat_map(|p| &p.sources);
+        self.finder.same(self.cache, at, sources, &self.files)
+    }
+
+    fn pre_image(&self, step: usize) -> Result<PreImage, String> {
+        let inputs = Inputs {
+            plan: self.plan,
+            files: &self.files,
+            hub: self.fetching.found(),
+            outputs: &|s| self.settled[s].outputs.as_deref(),
+        };
+        lookup::pre_image(&inputs, step, self.registry)
     }
 
     /// Whether the step is to run though an entry may be there.
@@ -376,9 +398,13 @@ impl<'a> Executor<'a> {
         self.emit(Event::Cached { step, key, saved_s: hit.seconds, outputs: hit.outputs });
     }
 
-    /// Notes what hits gave, so that it does not go while this run may still want it. A failure
-    /// costs at most that it is made again: inputs are noted before they are used.
+    /// Notes what hits gave, so that it does not go while this run may still want it; where nothing
+    /// runs, nothing is wanted. A failure costs at most that it is made again: inputs are noted
+    /// before they are used.
     fn keep_hits(&mut self) {
+        if self.running.is_empty() && self.plan.outputs.is_empty() {
+            return;
+        }
         let hits = std::mem::take(&mut self.hits);
         let _ = self.lease.hold(&hits);
     }

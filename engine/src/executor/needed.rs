@@ -19,9 +19,8 @@ impl Executor<'_> {
             }
             let listed =
                 self.plan.steps[step].ports.iter().any(|(name, list, _)| name == port && *list);
-            let ours = made
-                .iter()
-                .filter(|o| o.port == *port && (index.is_none() || o.index == *index));
+            let ours =
+                made.iter().filter(|o| o.port == *port && (index.is_none() || o.index == *index));
             for artifact in ours.filter(|artifact| !self.cache.present(artifact)) {
                 let in_folder = listed && index.is_none() && many(made, port);
                 let to = if in_folder { output.to.join(&artifact.name) } else { output.to.clone() };

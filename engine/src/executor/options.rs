@@ -37,6 +37,8 @@ pub struct Options {
     pub remote_required: bool,
     /// Under which name the next run that asks the same finds what this one found.
     pub memo: Option<String>,
+    /// The record in which the plan lies, when it is known to be the same as an earlier one.
+    pub plan_of: Option<String>,
     /// Read every byte of the user's files and every entry, whatever was found before.
     pub paranoid: bool,
 }
@@ -57,6 +59,7 @@ impl Default for Options {
             fresh: BTreeSet::new(),
             remote_required: false,
             memo: None,
+            plan_of: None,
             paranoid: false,
         }
     }
