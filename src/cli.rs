@@ -204,6 +204,9 @@ pub struct Run {
     /// Fail when the remote does not answer or does not take a result
     #[arg(long)]
     pub remote_required: bool,
+    /// Read every byte of the files that steps read, and every entry, whatever was found before
+    #[arg(long)]
+    pub paranoid: bool,
     /// Print nothing but errors and the last line
     #[arg(short, long)]
     pub quiet: bool,

@@ -84,6 +84,7 @@ impl Console {
             Event::Note { text } => self.note(text),
             Event::Started { .. }
             | Event::Cached { .. }
+            | Event::Unchanged { .. }
             | Event::Skipped { .. }
             | Event::Durable { .. }
             | Event::Ended { .. } => {}

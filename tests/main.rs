@@ -30,6 +30,7 @@ mod schema;
 mod secrets;
 mod support;
 mod tidy;
+mod unchanged;
 mod verbs;
 mod watch;
 mod why_table;

@@ -98,7 +98,10 @@ impl Attempt {
         if dir.strip_prefix(root).is_ok_and(|rest| !rest.starts_with("attempts")) {
             return Err(outside(&root.join("attempts")));
         }
-        let layout = Layout::open(root)?;
+        Attempt::locked(Layout::open(root)?, dir)
+    }
+
+    fn locked(layout: Layout, dir: PathBuf) -> Result<Attempt> {
         let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
         let lock = lock_shared(&layout, &dir)?.map_or_else(gone, Ok)?;
         Ok(Attempt { dir, layout, lock })
@@ -183,6 +186,17 @@ impl Cache {
             .try_for_each(|dir| self.layout().discard(&dir))
     }
 
+    /// As [`Attempt::reopen`], for an attempt of this cache.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attempt_at(&self, dir: &Path) -> Result<Attempt> {
+        match dir.ancestors().nth(2) == Some(&*self.layout().root().join("attempts")) {
+            true => Attempt::locked(self.layout().clone(), dir.to_path_buf()),
+            false => Attempt::reopen(dir),
+        }
+    }
+
     /// What the newest finished, never published attempt at `key` made, when every byte of it is
     /// there: a leader killed just before publication loses nothing. All bytes are read. A log that
     /// is not whole is left out.
@@ -204,8 +218,14 @@ impl Cache {
     /// the claim, after publication.
     pub fn attempts_clean(&self, key: &Key) -> Result<()> {
         for dir in attempts(self.layout(), key) {
-            let path = dir.join("lock");
-            let lock = tree::open_plain(&path);
+            // A link or a file is no attempt, and nothing is made behind it.
+            if !fs::symlink_metadata(&dir).is_ok_and(|meta| meta.is_dir()) {
+                self.layout().discard(&dir)?;
+                continue;
+            }
+            // Made where there is none and held until the directory is gone, so that whoever makes
+            // an attempt there just now sees that it goes.
+            let lock = self.layout().open_file(&dir.join("lock"), true);
             let free = match &lock {
                 Ok(lock) => flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
                 Err(e) => e.kind() == ErrorKind::NotFound,

@@ -135,19 +135,35 @@ impl Cache {
 
     /// The result of `key`, if there is one. Takes no lock and needs no bytes of it.
     pub fn lookup(&self, key: &Key) -> Result<Option<Entry>> {
+        Ok(self.lookup_stamped(key)?.map(|(entry, _)| entry))
+    }
+
+    /// As [`Cache::lookup`], with the stamp of the entry's file, if it is from there.
+    pub fn lookup_stamped(&self, key: &Key) -> Result<Option<(Entry, Option<Stamp>)>> {
         let pending = locked(&self.inner.pending).get(key).cloned();
         if let Some((entry, true)) = pending {
-            return Ok(Some(entry));
+            return Ok(Some((entry, None)));
         }
         let pending = pending.map(|(entry, _)| entry);
-        let found = self.peek(key)?.map(|(entry, ..)| entry);
+        let found = self.peek(key)?.map(|(entry, stamp, _)| (entry, Some(stamp)));
         // A result of this run stands in for one whose bytes are lost, as it will on disk.
         let lost = |e: &Entry| pending.is_some() && !e.outputs.iter().all(|o| self.present(o));
-        let entry = found.filter(|entry| !lost(entry)).or(pending);
+        let found = found.filter(|(entry, _)| !lost(entry));
+        let entry = found.or(pending.map(|entry| (entry, None)));
         if entry.is_some() {
-            locked(&self.inner.used).insert(*key);
+            self.used(key);
         }
         Ok(entry)
+    }
+
+    /// Notes for the index that the result of `key` was used.
+    pub fn used(&self, key: &Key) {
+        locked(&self.inner.used).insert(*key);
+    }
+
+    /// Whether this process has published a result of `key` that is not durable yet.
+    pub fn is_pending(&self, key: &Key) -> bool {
+        locked(&self.inner.pending).contains_key(key)
     }
 
     /// The entry file of `key`, if there is a whole one; a damaged one is reported.

@@ -14,7 +14,7 @@
 //!   divergences/<key>/     results that differ from the entry, as evidence
 //!   runs/                  the engine's records
 //!   delivered/             the engine's marks of what it wrote outside
-//!   index/                 SQLite; a copy, to be deleted at will
+//!   index/                 SQLite, and memos of runs; copies, to be deleted at will
 //!   uploads/<remote>/      what is on its way to a remote, or did not get there
 //!   staging/ trash/        not yet, and no more
 //! ```
@@ -26,6 +26,7 @@
 mod access;
 mod attempt;
 mod bytes;
+mod bytes_of;
 mod cache;
 pub mod checkpoint;
 mod claim;
@@ -41,6 +42,7 @@ mod layout;
 mod lease;
 mod leftovers;
 mod loss;
+mod memo;
 mod parts;
 mod pins;
 mod recipe;
@@ -60,9 +62,11 @@ pub use digest::{Digest, Key, hash_file};
 pub use entry::{Entry, Output};
 pub use error::{Error, Result};
 pub use lease::Lease;
+pub use memo::{Hit, Memo, Recalled};
 pub use parts::Pieces;
 pub use pins::Pin;
 pub use recipe::{Item, Part, Recipe};
 pub use reindex::Reindexed;
 pub use scrub::{Damage, Scrubbed};
+pub use stat::Stamp;
 pub use tree::{Kind, hash_path};

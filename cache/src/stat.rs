@@ -4,13 +4,16 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Device, inode, size and both times of a file, in nanoseconds.
+/// Device, inode, size and both times of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub struct Stamp {
     pub dev: u64,
     pub ino: u64,
+    /// Bytes.
     pub size: u64,
+    /// Nanoseconds since 1970.
     pub mtime_ns: i64,
+    /// Nanoseconds since 1970.
     pub ctime_ns: i64,
 }
 
@@ -19,6 +22,7 @@ pub(crate) struct Stamp {
 pub(crate) const RACY: Duration = Duration::from_secs(2);
 
 impl Stamp {
+    /// What `meta` says.
     pub fn of(meta: &Metadata) -> Stamp {
         let ns = |secs: i64, ns: i64| secs.saturating_mul(1_000_000_000).saturating_add(ns);
         Stamp {
@@ -37,7 +41,7 @@ impl Stamp {
         (self.mtime_ns as i128) < edge && (self.ctime_ns as i128) < edge
     }
 
-    /// The numbers as bytes, for a checksum.
+    /// The numbers as bytes.
     pub fn bytes(&self) -> [u8; 40] {
         let mut all = [0; 40];
         let words = [self.dev, self.ino, self.size, self.mtime_ns as u64, self.ctime_ns as u64];
@@ -45,5 +49,17 @@ impl Stamp {
             part.copy_from_slice(&word.to_le_bytes());
         }
         all
+    }
+
+    /// And back.
+    pub fn from_bytes(bytes: [u8; 40]) -> Stamp {
+        let word = |n: usize| std::array::from_fn(|i| bytes[8 * n + i]);
+        Stamp {
+            dev: u64::from_le_bytes(word(0)),
+            ino: u64::from_le_bytes(word(1)),
+            size: u64::from_le_bytes(word(2)),
+            mtime_ns: i64::from_le_bytes(word(3)),
+            ctime_ns: i64::from_le_bytes(word(4)),
+        }
     }
 }

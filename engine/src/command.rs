@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,8 @@ const PASSED: [&str; 10] = [
 ];
 /// How long a program may take to stop after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often a cancel is looked for.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// How often a changed `${checkpoint}` is sealed while the program runs.
 const SEAL_EVERY: Duration = Duration::from_secs(10);
 
@@ -115,10 +117,16 @@ impl Work {
 
     fn fill(dir: PathBuf, params: &Params, ctx: &mut Context) -> Result<Work> {
         let _ = fs::remove_dir_all(&dir);
+        for place in ["", "out", "scratch", "checkpoint"] {
+            fs::create_dir(dir.join(place))?;
+        }
+        if !ctx.inputs.is_empty() {
+            fs::create_dir(dir.join("in"))?;
+        }
         let mut values = BTreeMap::new();
         for (port, inputs) in &ctx.inputs {
             let folder = Path::new("in").join(port);
-            fs::create_dir_all(dir.join(&folder))?;
+            fs::create_dir(dir.join(&folder))?;
             let mut paths = Vec::new();
             for (i, input) in inputs.iter().enumerate() {
                 let mut path = folder.join(&input.name);
@@ -132,12 +140,12 @@ impl Work {
             values.insert(format!("in.{port}"), paths);
         }
         for (port, name) in &params.out {
-            let path = Path::new("out").join(name.as_ref().unwrap_or(port));
-            fs::create_dir_all(dir.join(&path).parent().unwrap_or(&dir))?;
+            let name = name.as_ref().unwrap_or(port);
+            let path = Path::new("out").join(name);
+            if name.contains('/') {
+                fs::create_dir_all(dir.join(&path).parent().unwrap_or(&dir))?;
+            }
             values.insert(format!("out.{port}"), vec![path.to_string_lossy().into_owned()]);
-        }
-        for place in ["out", "scratch", "checkpoint"] {
-            fs::create_dir_all(dir.join(place))?;
         }
         values.insert("scratch".into(), vec!["scratch".into()]);
         values.insert("checkpoint".into(), vec!["checkpoint".into()]);
@@ -222,6 +230,8 @@ impl Work {
     /// Waits for the program; passes a cancel on, first politely.
     fn wait(&self, child: &mut Child, ctx: &mut Context) -> Result<ExitStatus> {
         let group = Pid::from_child(child);
+        // Tells the end at once; without it (an old kernel), it is asked for again and again.
+        let ended = pidfd_open(group, PidfdFlags::empty()).ok();
         let (mut pause, mut asked, mut sealed) = (Duration::from_micros(200), None, Instant::now());
         loop {
             if let Some(status) = child.try_wait()? {
@@ -244,7 +254,12 @@ impl Work {
                 self.seal(ctx)?;
                 sealed = Instant::now();
             }
-            std::thread::sleep(pause);
+            match &ended {
+                Some(ended) => {
+                    let _ = poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&TICK));
+                }
+                None => std::thread::sleep(pause),
+            }
             pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
@@ -320,10 +335,9 @@ fn cannot_run(program: &str, error: &std::io::Error) -> anyhow::Error {
 /// end open still: it is not waited for once the program has `ended`.
 fn masked(mut pipe: PipeReader, mut masks: Masks, ended: &AtomicBool) {
     let mut piece = vec![0; 64 << 10];
-    let soon = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
     loop {
         let last = ended.load(Ordering::SeqCst);
-        let ready = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&soon));
+        let ready = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&TICK));
         match ready {
             Ok(0) if last => break,
             Ok(0) | Err(Errno::INTR) => continue,

@@ -176,7 +176,7 @@ impl Estimator<'_> {
                     _ => Vec::new(),
                 }
             }
-            Source::Path { path } => match self.seen.files.get(path) {
+            Source::Path { path } => match self.seen.files.get(path.as_os_str()) {
                 Some(Ok(files)) => files
                     .iter()
                     .map(|file| self.there(&file.name, &file.path, file.bytes, None))

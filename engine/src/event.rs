@@ -37,6 +37,11 @@ pub enum Event {
         /// The artifacts.
         outputs: Vec<Output>,
     },
+    /// Every step is a hit, found or made by an earlier run whose events lie beside these.
+    Unchanged {
+        /// Id of that run.
+        run: String,
+    },
     /// Another process works on the same key.
     Waiting {
         /// Position in the plan.

@@ -1,12 +1,11 @@
 //! What a run would do, and why: the same keys and lookups as a run, nothing executed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 
 use cache::{Cache, Entry, Key};
 
 use crate::hub;
-use crate::inputs::{Fetched, UserFile};
+use crate::inputs::Fetched;
 use crate::key::{Difference, PreImage, differences};
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
@@ -63,7 +62,7 @@ pub enum Reason {
 /// What steps read that no step makes.
 pub struct Seen {
     /// The user's files by pattern.
-    pub files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    pub files: lookup::Files,
     /// What is here of what a hub has, by the text after `hf:`.
     pub hub: BTreeMap<String, Result<Fetched, String>>,
 }

@@ -1,10 +1,9 @@
 //! The user's own files, and those fetched from a hub: found, hashed in place, and watched for
 //! changes until the step is done.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cache::{Cache, Digest, Kind};
+use cache::{Cache, Digest, Kind, Memo, Recalled, Stamp};
 
 use crate::hub::Snapshot;
 
@@ -21,17 +20,9 @@ pub struct UserFile {
     pub kind: Kind,
     /// Size.
     pub bytes: u64,
+    /// Whether an earlier run found the same.
+    pub known: bool,
     stamp: Vec<Stamp>,
-}
-
-/// What `fstat` says of one file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 /// The files that `pattern` stands for: itself, or what a glob matches, sorted.
@@ -52,13 +43,46 @@ pub fn find(pattern: &Path) -> Result<Vec<PathBuf>, String> {
 impl UserFile {
     /// Hashes the file or directory at `path`; fails if it changes meanwhile.
     pub fn read(cache: &Cache, path: &Path) -> Result<UserFile, String> {
+        UserFile::hashed(path, || cache.digest_of(path))
+    }
+
+    /// As [`UserFile::read`], and every byte is read, whatever `stat` says.
+    pub fn reread(path: &Path) -> Result<UserFile, String> {
+        UserFile::hashed(path, || cache::hash_path(path))
+    }
+
+    fn hashed(
+        path: &Path,
+        hash: impl FnOnce() -> cache::Result<(Digest, Kind, u64)>,
+    ) -> Result<UserFile, String> {
         let what = |e: &dyn std::fmt::Display| format!("cannot read `{}`: {e}", path.display());
         let before = stamps(path).map_err(|e| what(&e))?;
-        let (digest, kind, bytes) = cache.digest_of(path).map_err(|e| what(&e))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let file = UserFile { path: path.to_path_buf(), name, digest, kind, bytes, stamp: before };
+        let (digest, kind, bytes) = hash().map_err(|e| what(&e))?;
+        let file = UserFile {
+            path: path.to_path_buf(),
+            name: base_name(path),
+            digest,
+            kind,
+            bytes,
+            known: false,
+            stamp: before,
+        };
         file.unchanged()?;
         Ok(file)
+    }
+
+    /// What an earlier run found in the file at `path`, if it is what it was.
+    pub fn recalled(earlier: &Recalled, path: &Path) -> Option<UserFile> {
+        let (digest, stamp) = earlier.file(path)?;
+        Some(UserFile {
+            path: path.to_path_buf(),
+            name: base_name(path),
+            digest,
+            kind: Kind::File,
+            bytes: stamp.size,
+            known: true,
+            stamp: vec![stamp],
+        })
     }
 
     /// An error if the file is not the one that was hashed.
@@ -70,6 +94,56 @@ impl UserFile {
             Err(e) => Err(format!("`{path}` vanished while it was in use: {e}")),
         }
     }
+}
+
+fn base_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Notes what `pattern` stood for; `false` when something is so young that it may change unseen.
+pub fn note(memo: &mut Memo, pattern: &Path, files: &[UserFile]) -> bool {
+    if let [file] = files
+        && file.kind == Kind::File
+        && file.path == pattern
+    {
+        return memo.file(pattern, &file.stamp[0], &file.digest);
+    }
+    let settled = files.iter().flat_map(|file| &file.stamp).all(|stamp| memo.settles(stamp));
+    if settled {
+        memo.files(pattern, &seal_of(files.iter().map(|file| (&*file.path, &*file.stamp))));
+    }
+    settled
+}
+
+/// Notes the file or directory at `path`, which is known to be right; `false` when it may have
+/// changed since the memo began.
+pub fn note_as_it_is(memo: &mut Memo, path: &Path) -> bool {
+    let Ok(stamp) = stamps(path) else { return false };
+    let settled = stamp.iter().all(|stamp| memo.settles(stamp));
+    if settled {
+        memo.files(path, &seal_of([(path, &*stamp)].into_iter()));
+    }
+    settled
+}
+
+/// Names and stamps of all that `pattern` stands for now, as one digest.
+pub fn seal(pattern: &Path) -> Option<Digest> {
+    let found = find(pattern).ok()?;
+    let stamps: Option<Vec<Vec<Stamp>>> = found.iter().map(|path| stamps(path).ok()).collect();
+    let stamps = stamps?;
+    Some(seal_of(found.iter().zip(&stamps).map(|(path, stamp)| (&**path, &**stamp))))
+}
+
+fn seal_of<'a>(files: impl Iterator<Item = (&'a Path, &'a [Stamp])>) -> Digest {
+    let mut text = Vec::new();
+    for (path, stamps) in files {
+        let path = path.as_os_str().as_encoded_bytes();
+        text.extend((path.len() as u64).to_le_bytes());
+        text.extend(path);
+        text.extend((stamps.len() as u64).to_le_bytes());
+        stamps.iter().for_each(|stamp| text.extend(stamp.bytes()));
+    }
+    Digest::of(&text)
 }
 
 /// What a reference to a hub stands for, as it was when it was hashed.
@@ -129,13 +203,7 @@ fn stamps_of(files: &[(String, PathBuf)]) -> std::io::Result<Vec<Stamp>> {
 /// The stamps of a file, or of everything below a directory in sorted order.
 fn stamps(path: &Path) -> std::io::Result<Vec<Stamp>> {
     let meta = std::fs::metadata(path)?;
-    let mut found = vec![Stamp {
-        device: meta.dev(),
-        inode: meta.ino(),
-        bytes: meta.len(),
-        modified: (meta.mtime(), meta.mtime_nsec()),
-        changed: (meta.ctime(), meta.ctime_nsec()),
-    }];
+    let mut found = vec![Stamp::of(&meta)];
     if meta.is_dir() {
         let items = std::fs::read_dir(path)?.map(|item| Ok(item?.path()));
         let mut items: Vec<PathBuf> = items.collect::<std::io::Result<_>>()?;

@@ -54,7 +54,8 @@ pub struct InputId {
 impl PreImage {
     /// The canonical text: JSON with sorted keys and no spaces. Quoting makes it unambiguous.
     pub fn text(&self) -> String {
-        serde_json::to_value(self).expect("a pre-image is plain data").to_string()
+        // Fields and ports are declared and kept in sorted order.
+        serde_json::to_string(self).expect("a pre-image is plain data")
     }
 
     /// The pre-image in `text`, if it is one.
@@ -235,6 +236,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_text_is_that_of_a_sorted_tree(params in value()) {
+            let image = PreImage { params, ..image() };
+            prop_assert_eq!(image.text(), serde_json::to_value(&image).unwrap().to_string());
+        }
+
         #[test]
         fn keys_are_equal_iff_nothing_differs(a in value(), b in value()) {
             let (mut old, mut new) = (image(), image());

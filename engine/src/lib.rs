@@ -4,7 +4,7 @@
 //! [`stage`] (what a stage is), [`plan`] (the checked graph), [`lookup`] and [`key`] (what a step's
 //! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
 //! it), [`gpu`] (whose a GPU is), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
-//! (what is kept of it), [`roots`] (what that keeps). [`hub`] fetches models.
+//! (what is kept of it), [`repeat`] (a run that has nothing to do) and [`kept`] (long plans), [`roots`] (what that keeps). [`hub`] fetches models.
 //! [`graph`] draws plans, [`history`] reads runs, [`interop`] writes
 //! them for other tools.
 
@@ -24,6 +24,7 @@ pub mod hub;
 pub mod inputs;
 pub mod interop;
 pub mod interpolate;
+pub mod kept;
 pub mod key;
 pub mod lookup;
 mod mask;
@@ -31,6 +32,7 @@ pub mod outputs;
 pub mod plan;
 pub mod pool;
 pub mod price;
+pub mod repeat;
 pub mod report;
 pub mod roots;
 pub mod run;

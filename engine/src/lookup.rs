@@ -1,7 +1,8 @@
 //! From a step and the artifacts of its upstream to its pre-image: shared by everything that needs
 //! a key (running, planning, explaining), so that they cannot disagree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use cache::{Cache, Digest, Kind, Output};
@@ -13,12 +14,15 @@ use crate::key::{FORMAT, InputId, PreImage};
 use crate::plan::{self, Plan, Port, Source};
 use crate::stage::Registry;
 
+/// The user's files by pattern, by its bytes: to compare paths part by part takes its time.
+pub type Files = HashMap<OsString, Result<Vec<UserFile>, String>>;
+
 /// What is known of the inputs of steps.
 pub struct Inputs<'a> {
     /// The plan.
     pub plan: &'a Plan,
     /// The user's files by pattern.
-    pub files: &'a BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    pub files: &'a Files,
     /// What came from a hub, by the text after `hf:`.
     pub hub: &'a BTreeMap<String, Result<Fetched, String>>,
     /// Artifacts of a step, once known.
@@ -78,26 +82,35 @@ pub fn needs(step: &plan::Step) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// Finds and hashes every user file that `steps` read, each once, in parallel.
-pub fn user_files(
+pub fn user_files(plan: &Plan, steps: &[usize], cache: &Cache) -> Files {
+    user_files_by(plan, steps, &|path| {
+        let found = inputs::find(path)?;
+        found.iter().map(|file| UserFile::read(cache, file)).collect()
+    })
+}
+
+/// As [`user_files`]; `read` finds and hashes what a pattern stands for.
+pub fn user_files_by(
     plan: &Plan,
     steps: &[usize],
-    cache: &Cache,
-) -> BTreeMap<PathBuf, Result<Vec<UserFile>, String>> {
+    read: &(dyn Fn(&Path) -> Result<Vec<UserFile>, String> + Sync),
+) -> Files {
+    fn path(source: &Source) -> Option<&OsStr> {
+        match source {
+            Source::Path { path } => Some(path.as_os_str()),
+            _ => None,
+        }
+    }
     let ports = steps.iter().flat_map(|&step| &plan.steps[step].inputs);
-    let path = |source: &Source| match source {
-        Source::Path { path } => Some(path.clone()),
-        _ => None,
-    };
-    let paths: BTreeSet<PathBuf> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
-    let read = |path: PathBuf| {
-        let found = inputs::find(&path)
-            .and_then(|found| found.iter().map(|file| UserFile::read(cache, file)).collect());
-        (path, found)
-    };
+    let paths: HashSet<&OsStr> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
+    let read = |path: &OsStr| (path.to_os_string(), read(Path::new(path)));
     if paths.len() < 2 {
         return paths.into_iter().map(read).collect();
     }
-    paths.into_par_iter().map(read).collect()
+    // So many at a time, since one that is known takes a microsecond.
+    let paths: Vec<&OsStr> = paths.into_iter().collect();
+    let found: Vec<_> = paths.into_par_iter().with_min_len(16).map(read).collect();
+    found.into_iter().collect()
 }
 
 /// What `steps` want of a hub, each once.
@@ -183,8 +196,10 @@ fn from_step(
 }
 
 fn from_files(inputs: &Inputs<'_>, path: &Path, found: &mut Vec<Artifact>) -> Result<(), String> {
-    let files =
-        inputs.files.get(path).ok_or_else(|| format!("`{}` was not read", path.display()))?;
+    let files = inputs
+        .files
+        .get(path.as_os_str())
+        .ok_or_else(|| format!("`{}` was not read", path.display()))?;
     found.extend(files.as_ref().map_err(Clone::clone)?.iter().map(|file| Artifact {
         index: None,
         name: file.name.clone(),

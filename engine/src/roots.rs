@@ -11,7 +11,7 @@ use cache::gc::KeptRun;
 use cache::{Cache, Key};
 use serde::Deserialize;
 
-use crate::run::Info;
+use crate::run::{EVENTS, Info, UNCHANGED};
 
 /// What the records of runs say.
 #[derive(Debug, Default)]
@@ -94,11 +94,17 @@ struct Fact {
     saved_s: Option<f64>,
 }
 
-/// Events with a key; a torn last line is none.
+/// Events with a key, and those of the run that this one repeats; a torn last line is none.
 fn facts(dir: &Path) -> Result<Vec<Fact>> {
-    let path = dir.join("events.jsonl");
-    let Some(file) = read(&path)? else { return Ok(Vec::new()) };
     let mut facts = Vec::new();
+    for name in [UNCHANGED, EVENTS] {
+        facts_of(&dir.join(name), &mut facts)?;
+    }
+    Ok(facts)
+}
+
+fn facts_of(path: &Path, facts: &mut Vec<Fact>) -> Result<()> {
+    let Some(file) = read(path)? else { return Ok(()) };
     for line in BufReader::new(file).split(b'\n') {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
         // Most lines are progress: they are not parsed.
@@ -106,7 +112,7 @@ fn facts(dir: &Path) -> Result<Vec<Fact>> {
             facts.extend(serde_json::from_slice::<Line>(&line).ok().map(|line| line.e));
         }
     }
-    Ok(facts)
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Option<File>> {

@@ -16,6 +16,9 @@ use crate::plan::Plan;
 
 /// Name of the file with a line for each event, locked while it is written.
 pub const EVENTS: &str = "events.jsonl";
+/// Name of the file with the events of the run that [`Event::Unchanged`] names.
+pub const UNCHANGED: &str = "unchanged.jsonl";
+const PLAN: &str = "plan.json";
 
 /// What was asked, and where.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -51,6 +54,13 @@ pub struct Asked {
     pub args: Vec<String>,
 }
 
+/// As [`Stamped`], of an event that is another's.
+#[derive(Serialize)]
+struct Line<'a> {
+    t: f64,
+    e: &'a Event,
+}
+
 /// A run being recorded.
 pub struct Record {
     /// What was asked.
@@ -71,43 +81,81 @@ impl Record {
         asked: Asked,
         build: &str,
     ) -> Result<Record> {
-        let now = now();
-        let (id, dir) = new_dir(cache, now as u64)?;
-        let info = Info {
-            id,
-            pipeline: plan.name.clone(),
-            file: asked.file,
-            cwd: asked.cwd,
-            args: asked.args,
-            started_s: now,
-            build: build.into(),
-            pid: std::process::id(),
-        };
-        let write = |name: &str, bytes: Vec<u8>| {
-            let path = dir.join(name);
-            cache.write(&path, &bytes)
-        };
-        write("plan.json", serde_json::to_vec(plan)?)?;
+        Record::create_like(cache, plan, sources, (asked, build), None)
+    }
+
+    /// As [`Record::create`]; the plan is linked where the record `like` has the very same.
+    pub fn create_like(
+        cache: &Cache,
+        plan: &Plan,
+        sources: &[(PathBuf, String)],
+        (asked, build): (Asked, &str),
+        like: Option<&str>,
+    ) -> Result<Record> {
+        let (info, dir) = begin(cache, &plan.name, asked, build)?;
+        let there = like.map(|id| cache.runs_dir().join(id).join(PLAN));
+        if there.is_none_or(|there| fs::hard_link(there, dir.join(PLAN)).is_err()) {
+            cache.write(&dir.join(PLAN), &serde_json::to_vec(plan)?)?;
+        }
         for (i, (path, text)) in sources.iter().enumerate() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            write(&format!("source-{i}-{name}"), text.clone().into_bytes())?;
+            cache.write(&dir.join(format!("source-{i}-{name}")), text.as_bytes())?;
         }
+        Record::start(cache, info, dir)
+    }
+
+    /// Starts the record of a run that finds what the run in `earlier` found: plan, YAML and events
+    /// of that one are linked, since nobody writes to them any more. `None` if they are not there.
+    pub fn repeat(
+        cache: &Cache,
+        earlier: &Path,
+        pipeline: &str,
+        asked: Asked,
+        build: &str,
+    ) -> Result<Option<Record>> {
+        let Ok(items) = fs::read_dir(earlier) else { return Ok(None) };
+        let (info, dir) = begin(cache, pipeline, asked, build)?;
+        let mut linked = 0;
+        for item in items.flatten() {
+            let name = item.file_name().to_string_lossy().into_owned();
+            let to = match &*name {
+                PLAN => PLAN,
+                EVENTS => UNCHANGED,
+                name if name.starts_with("source-") => name,
+                _ => continue,
+            };
+            let done = fs::hard_link(item.path(), dir.join(to)).is_ok();
+            linked += usize::from(done && matches!(to, PLAN | UNCHANGED));
+        }
+        if linked < 2 {
+            let _ = fs::remove_dir_all(&dir);
+            return Ok(None);
+        }
+        Record::start(cache, info, dir).map(Some)
+    }
+
+    fn start(cache: &Cache, info: Info, dir: PathBuf) -> Result<Record> {
         let events = File::create(dir.join(EVENTS)).context("cannot record events")?;
         // Says that the run goes on, for as long as this process does. Where a file system knows no
         // locks, that cannot be told, and is all that is missing.
         let _ = flock(&events, FlockOperation::LockExclusive);
         // Last, so that a directory with a run.json is complete.
-        write("run.json", serde_json::to_vec_pretty(&info)?)?;
+        cache.write(&dir.join("run.json"), &serde_json::to_vec_pretty(&info)?)?;
         let (started, flushed) = (Instant::now(), Instant::now());
-        Ok(Record { info, dir, events: BufWriter::new(events), started, flushed })
+        Ok(Record {
+            info,
+            dir,
+            events: BufWriter::with_capacity(1 << 16, events),
+            started,
+            flushed,
+        })
     }
 
     /// Stamps and keeps one event. A full disk must not end a run: the loss is told once, by the
     /// returned error.
     pub fn write(&mut self, event: &Event) -> std::io::Result<f64> {
         let t = self.started.elapsed().as_secs_f64();
-        let stamped = Stamped { t, event: event.clone() };
-        serde_json::to_writer(&mut self.events, &stamped)?;
+        serde_json::to_writer(&mut self.events, &Line { t, e: event })?;
         self.events.write_all(b"\n")?;
         let chatty = matches!(event, Event::Reported { .. } | Event::Cached { .. });
         if !chatty || self.flushed.elapsed().as_secs_f64() > 0.5 {
@@ -116,6 +164,23 @@ impl Record {
         }
         Ok(t)
     }
+}
+
+/// What is known of a run as it begins, and its directory.
+fn begin(cache: &Cache, pipeline: &str, asked: Asked, build: &str) -> Result<(Info, PathBuf)> {
+    let now = now();
+    let (id, dir) = new_dir(cache, now as u64)?;
+    let info = Info {
+        id,
+        pipeline: pipeline.into(),
+        file: asked.file,
+        cwd: asked.cwd,
+        args: asked.args,
+        started_s: now,
+        build: build.into(),
+        pid: std::process::id(),
+    };
+    Ok((info, dir))
 }
 
 /// Seconds since 1970.
@@ -177,18 +242,40 @@ impl Past {
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
         };
         let info = serde_json::from_slice(&read("run.json")?)?;
-        let plan = serde_json::from_slice(&read("plan.json")?)?;
-        let events = match File::open(dir.join(EVENTS)) {
-            Ok(file) => BufReader::new(file)
-                // One that cannot be read ends it: it would fail for ever.
-                .split(b'\n')
-                .map_while(Result::ok)
-                .filter_map(|line| serde_json::from_slice(&line).ok())
-                .collect(),
-            Err(_) => Vec::new(),
-        };
+        let plan = serde_json::from_slice(&read(PLAN)?)?;
+        let mut events = Vec::new();
+        for stamped in lines(&dir.join(EVENTS)) {
+            match stamped.event {
+                // As if they had been found one by one.
+                Event::Unchanged { .. } => {
+                    let earlier = lines(&dir.join(UNCHANGED));
+                    let hits = earlier.filter_map(|e| hit_now(e.event));
+                    events.extend(hits.map(|event| Stamped { t: stamped.t, event }));
+                }
+                _ => events.push(stamped),
+            }
+        }
         Ok(Past { info, plan, events, dir: dir.to_path_buf() })
     }
+}
+
+/// What an event of an earlier run is to one that finds what that one found or made.
+fn hit_now(event: Event) -> Option<Event> {
+    match event {
+        Event::Finished { step, key, seconds: saved_s, outputs } => {
+            Some(Event::Cached { step, key, saved_s, outputs })
+        }
+        Event::Cached { .. } => Some(event),
+        _ => None,
+    }
+}
+
+/// The events in a file; none if there is no such file.
+fn lines(path: &Path) -> impl Iterator<Item = Stamped> + use<> {
+    let file = File::open(path).ok().map(BufReader::new);
+    // A line that cannot be read ends it: it would fail for ever.
+    let lines = file.into_iter().flat_map(|file| file.split(b'\n').map_while(Result::ok));
+    lines.filter_map(|line| serde_json::from_slice(&line).ok())
 }
 
 /// Directories of all recorded runs, newest first.

@@ -144,7 +144,7 @@ impl Job<'_> {
                 self.frozen.version
             );
         }
-        let attempt = Attempt::reopen(dir)?;
+        let attempt = self.cache.attempt_at(dir)?;
         if process {
             redirect(&dir.join(LOG))?;
         }

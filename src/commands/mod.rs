@@ -1,5 +1,6 @@
 //! One file a verb. Here: what they share, from arguments to a checked plan and an open cache.
 
+mod ahead;
 mod bench;
 mod cache;
 mod chat;
@@ -31,6 +32,7 @@ mod speech;
 mod stages;
 mod status;
 mod top;
+mod unchanged;
 mod why;
 
 use std::path::{Path, PathBuf};
@@ -129,16 +131,21 @@ pub fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
 
 /// Opens the store: `--cache`, else `$PIPE_CACHE`, else the user's cache directory.
 pub fn open_cache(wanted: Option<&Path>) -> Result<Cache> {
-    let root = match wanted {
-        Some(dir) => dir.to_path_buf(),
-        None => default_cache()?,
-    };
-    let root = std::path::absolute(&root)?;
+    let root = cache_root(wanted)?;
     let opened = match SHARED.load(Ordering::Relaxed) {
         true => Cache::open_shared(&root),
         false => Cache::open(&root),
     };
     opened.map_err(|error| Wrong(format!("cannot open the cache: {error}")).into())
+}
+
+/// Where the store is, or would be; absolute.
+fn cache_root(wanted: Option<&Path>) -> Result<PathBuf> {
+    let root = match wanted {
+        Some(dir) => dir.to_path_buf(),
+        None => default_cache()?,
+    };
+    Ok(std::path::absolute(&root)?)
 }
 
 fn default_cache() -> Result<PathBuf> {

@@ -1,45 +1,50 @@
 //! `pipe run`: wires plan, cache, workers, record and console; the engine decides.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
-use engine::estimate::Estimate;
 use engine::event::{Event, Stamped, Summary};
-use engine::executor::{self, Budget, Left, Options, Outcome, Setting, Why};
-use engine::forecast::Seen;
-use engine::lookup;
+use engine::executor::{self, Options, Outcome, Setting};
 use engine::plan::Plan;
 use engine::pool::Launcher;
-use engine::price;
-use engine::run::{Asked, Past, Record};
+use engine::run::{Asked, Past};
 use engine::spec::Loaded;
 
-use super::priced;
+use super::{ahead, unchanged};
 use crate::cli::Run;
 use crate::console::Console;
 use crate::machine;
-use crate::out::{self, duration};
+use crate::out;
 
-/// Results of a stage that times are expected from.
-const RECENT: usize = 50;
+/// Reports of more steps take longer than many a run of them, and are drawn on demand.
+const DRAWN: usize = 2000;
+
 /// How often the user asked to stop.
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
 pub fn run(args: Run) -> Result<ExitCode> {
-    let loaded = super::load(args.file.as_deref(), &args.settings)?;
-    let mut options = options(&args, &loaded)?;
-    let cache = super::open_cache(args.settings.cache.as_deref())?;
-    let remote = super::remote::open(&args.remote)?;
-    look_ahead(&loaded.plan, &cache, &mut options, args.budget, remote.is_some())?;
-    let asked = Asked {
-        file: args.file.as_ref().map(std::path::absolute).transpose()?.unwrap_or_default(),
-        cwd: std::env::current_dir()?,
-        args: std::env::args().skip(1).collect(),
+    let memo = unchanged::memo(&args)?;
+    let early = unchanged::cache(&args)?;
+    if let (Some(cache), Some(name), false) = (&early, &memo, args.paranoid)
+        && let Some(summary) = unchanged::repeat(&args, cache, name)?
+    {
+        let mut console = Console::new(&Plan::default(), (args.quiet, args.json), Vec::new, &[]);
+        console.last_line(&summary);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (loaded, like) = unchanged::load(&args, early.as_ref(), memo.as_deref())?;
+    let mut options = Options { plan_of: like.clone(), ..options(&args, memo.clone(), &loaded)? };
+    let cache = match early {
+        Some(cache) => cache,
+        None => super::open_cache(args.settings.cache.as_deref())?,
     };
-    let mut record = Record::create(&cache, &loaded.plan, &loaded.sources, asked, super::BUILD)?;
-    let before = || expected(&loaded.plan, &cache);
+    let remote = super::remote::open(&args.remote)?;
+    ahead::look(&loaded.plan, &cache, &mut options, args.budget, remote.is_some())?;
+    let made = (&loaded, like.as_deref());
+    let mut record = unchanged::record(&cache, made, asked(&args)?, memo.as_deref())?;
+    let before = || ahead::expected(&loaded.plan, &cache);
     let mut console = Console::new(&loaded.plan, (args.quiet, args.json), before, &options.gpus);
     listen()?;
 
@@ -56,7 +61,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
         remote: remote.as_ref(),
         interrupts: &INTERRUPTS,
     };
-    let outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
+    let mut outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
         let t = record.write(&event).unwrap_or_else(|error| {
             if !std::mem::replace(&mut broken, true) {
                 console.note(&format!("the record of this run is incomplete: {error}"));
@@ -68,18 +73,24 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let dir = record.dir.clone();
     drop(record);
     if outcome.summary.ran + outcome.summary.failed > 0 {
-        draw(&dir, &cache, &mut console);
+        draw(&dir, &loaded.plan, &cache, &mut console);
     }
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
+    if let Some(found) = outcome.found.take().filter(|_| kept.is_ok()) {
+        let (plan, ids) = (&loaded.plan, (&*run_id, like.as_deref().unwrap_or(&run_id)));
+        found.keep(&cache, plan, ids, &loaded.sources, unchanged::gpus_of(plan));
+    }
     if (outcome.summary.failed > 0 || outcome.unkept.is_some())
         && let Some(full) = cache::disk::trouble(cache.root())
     {
         out::message(full);
     }
     if !args.json {
-        tell_left(&loaded.plan, &outcome.left, args.budget);
+        ahead::tell_left(&loaded.plan, &outcome.left, args.budget);
     }
     console.last_line(&outcome.summary);
+    // A great plan takes longer to take apart than the process has left.
+    std::mem::forget((std::mem::take(&mut outcome.steps), loaded));
     kept?;
     match outcome.unkept {
         Some(error) => Err(error.into()),
@@ -87,91 +98,11 @@ pub fn run(args: Run) -> Result<ExitCode> {
     }
 }
 
-/// Before anything runs: refuses steps that cannot fit this machine, and makes a budget of `seconds`.
-/// Where results may come from a remote, nobody knows yet what will run, so that nothing is refused.
-fn look_ahead(
-    plan: &Plan,
-    cache: &cache::Cache,
-    options: &mut Options,
-    seconds: Option<f64>,
-    remote: bool,
-) -> Result<()> {
-    if remote && seconds.is_none() {
-        return Ok(());
-    }
-    let steps = options.selection(plan);
-    // The hub is asked by the run itself, once.
-    let seen = Seen { files: lookup::user_files(plan, &steps, cache), hub: Default::default() };
-    let forced = |step: usize| options.force.contains(&step);
-    let wanted = priced::Wanted { reasons: false, times: seconds.is_some() };
-    let priced = priced::priced(plan, &steps, cache, &seen, &forced, wanted)?;
-    let mine = |step: usize| options.only.is_none_or(|only| only == step);
-    let refused: Vec<String> = priced
-        .refusals
-        .iter()
-        .filter(|refusal| !remote && mine(refusal.step))
-        .map(|refusal| priced::refused(plan, refusal))
-        .collect();
-    if !refused.is_empty() {
-        bail!(super::Wrong(refused.join("\n\n")));
-    }
-    options.budget = seconds.map(|seconds| {
-        let known = priced.estimates.iter();
-        let known = known.filter_map(|(step, e)| Some((*step, Estimate::seconds(e)?)));
-        Budget { seconds, estimates: known.collect() }
-    });
-    Ok(())
-}
-
-/// What was left for want of time, and why.
-fn tell_left(plan: &Plan, left: &[Left], budget: Option<f64>) {
-    const MOST: usize = 12;
-    for Left { step, why } in left.iter().take(MOST) {
-        let name = out::clean(&plan.steps[*step].name);
-        let budget = budget.unwrap_or(0.0);
-        out::message(match why {
-            Why::Cut => {
-                format!(
-                    "left: `{name}` was stopped when time was up; it goes on from its checkpoint"
-                )
-            }
-            Why::TooLong { takes, .. } if *takes > budget => format!(
-                "left: `{name}` takes about {}, more than the whole budget of {}",
-                duration(*takes),
-                duration(budget)
-            ),
-            Why::TooLong { takes, left } => format!(
-                "left: `{name}` takes about {}, and {} were left",
-                duration(*takes),
-                duration(*left)
-            ),
-        });
-    }
-    if left.len() > MOST {
-        out::message(format!("left: {} more", left.len() - MOST));
-    }
-    if !left.is_empty() {
-        out::message("the budget is used up; run again to go on with what is left");
-    }
-}
-
-/// Seconds that each step takes, as far as anything like it was ever done.
-fn expected(plan: &Plan, cache: &cache::Cache) -> Vec<Option<f64>> {
-    let mut known: HashMap<&str, Vec<price::Past>> = HashMap::new();
-    let mut all = Vec::new();
-    for step in &plan.steps {
-        let look = || {
-            let entries = cache.recent(&step.stage, &step.name, RECENT);
-            entries.into_iter().filter_map(price::Past::of).collect()
-        };
-        let past = known.entry(&step.stage).or_insert_with(look);
-        all.push(price::price(step, past, &|_| None).map(|price| price.seconds));
-    }
-    all
-}
-
 /// Draws the report beside the record. Its failure is told and ends nothing.
-fn draw(dir: &std::path::Path, cache: &cache::Cache, console: &mut Console) {
+fn draw(dir: &std::path::Path, plan: &Plan, cache: &cache::Cache, console: &mut Console) {
+    if plan.steps.len() > DRAWN {
+        return console.note("`pipe report` draws the report of a run of so many steps");
+    }
     let drawn = Past::load(dir).and_then(|past| {
         let path = dir.join("report.html");
         cache.write(&path, engine::report::html(&past, cache).as_bytes())?;
@@ -192,8 +123,18 @@ fn exit_code(summary: &Summary) -> ExitCode {
     }
 }
 
-fn options(args: &Run, loaded: &Loaded) -> Result<Options> {
-    let mut options = Options { keep_going: args.keep_going, ..Options::default() };
+/// What is to be recorded of the question.
+pub(super) fn asked(args: &Run) -> Result<Asked> {
+    Ok(Asked {
+        file: args.file.as_ref().map(std::path::absolute).transpose()?.unwrap_or_default(),
+        cwd: std::env::current_dir()?,
+        args: std::env::args().skip(1).collect(),
+    })
+}
+
+fn options(args: &Run, memo: Option<String>, loaded: &Loaded) -> Result<Options> {
+    let mut options = Options { keep_going: args.keep_going, memo, ..Options::default() };
+    options.paranoid = args.paranoid;
     options.jobs = args.jobs.unwrap_or(options.jobs);
     options.gpus = super::gpus::gpus().list.clone();
     for name in &args.until {

@@ -191,3 +191,28 @@ fn a_finished_attempt_can_be_adopted_while_its_bytes_are_whole() {
     scribble(&home.cache.object(&output(&entry, "model").digest), b"bytez");
     assert!(home.cache.finished(&entry.key).is_none());
 }
+
+/// A cleaner that sees a directory before its lock is there must not take it from its maker.
+#[test]
+fn whoever_cleans_takes_no_attempt_that_is_just_made() {
+    let home = Home::in_memory();
+    let key = key("one");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    home.cache.attempts_clean(&key).unwrap();
+                }
+            });
+        }
+        let lost = (0..3000).filter(|_| {
+            let attempt = home.cache.attempt(&key).unwrap();
+            std::thread::yield_now();
+            !attempt.dir.join("lock").exists()
+        });
+        let lost = lost.count();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(lost, 0);
+    });
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use cache::{Claimed, Digest, Key, Kind, Publication};
+use cache::{Claimed, Digest, Hit, Key, Kind, Publication};
 
 use super::{Blocked, Executor, Running};
 use crate::event::{Event, Failure};
@@ -36,8 +36,13 @@ impl Executor<'_> {
         if !self.must_run(step)
             && let Ok(Some(entry)) = self.cache.lookup(&key)
         {
-            self.cached(step, entry);
+            self.cached(step, key, Hit::of(&entry));
             return self.schedule.done(at);
+        }
+        // Kept, since what it is made of may change while the step runs.
+        match self.pre_image(step) {
+            Ok(image) => drop(self.images.insert(step, image)),
+            Err(message) => return self.refuse(at, message),
         }
         let claim = match self.adopt(at, key, claim) {
             Some(claim) => claim,
@@ -95,10 +100,10 @@ impl Executor<'_> {
             self.plan.steps[step].name
         );
         self.emit(Event::Note { text });
-        let publication =
-            Publication { key, entry: entry.clone(), claim, attempt: None, replace: false };
+        let hit = Hit::of(&entry);
+        let publication = Publication { key, entry, claim, attempt: None, replace: false };
         let _ = self.committer.publish(publication);
-        self.cached(step, entry);
+        self.cached(step, key, hit);
         self.schedule.done(at);
         None
     }
@@ -278,11 +283,10 @@ impl Executor<'_> {
             };
             frozen_inputs.insert(port, artifacts.into_iter().map(freeze).collect());
         }
-        let image = self.images[step].as_ref().expect("looked up before");
         let frozen = Frozen {
             key,
             stage: planned.stage.clone(),
-            version: image.version,
+            version: self.images[&step].version,
             params: planned.params.clone(),
             inputs: frozen_inputs,
             ports: planned.ports.clone(),

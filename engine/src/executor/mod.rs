@@ -1,35 +1,37 @@
 //! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
 //!
-//! `budget.rs` leaves what would end too late, `fetch.rs` brings what steps want of a hub, `launch.rs` brings a granted step to a worker,
+//! `budget.rs` leaves what would end too late, `found.rs` looks keys up and remembers what was found, `fetch.rs` brings what
+//! steps want of a hub, `launch.rs` brings a granted step to a worker,
 //! `gpus.rs` finds GPUs for it, `settle.rs` takes what came back. Everything observable leaves as an
 //! [`Event`] through one function, in the order in which it happened.
 
 mod budget;
 mod fetch;
+mod found;
 mod gpus;
 mod launch;
 mod needed;
 mod options;
 mod remote;
 mod settle;
+mod tidy;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cache::{Attempt, Cache, Claim, Committer, Digest, Key, Lease, Output, Published};
+use cache::{Attempt, Cache, Claim, Committer, Digest, Hit, Key, Lease, Output, Published};
 
 pub use budget::{Budget, Left, Why};
+pub use found::Found;
 pub use options::Options;
 
 use crate::event::{Event, Failure, Summary};
 use crate::gpu::desk::Desk;
 use crate::hub;
-use crate::inputs::UserFile;
 use crate::key::PreImage;
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
@@ -64,6 +66,8 @@ pub struct Outcome {
     pub left: Vec<Left>,
     /// Why results could not be kept, if some could not (a full disk).
     pub unkept: Option<cache::Error>,
+    /// What it found, to be kept for the next one that asks the same.
+    pub found: Option<Found>,
     /// Keeps what the run used and made from garbage collection until it is dropped.
     pub lease: Lease,
 }
@@ -150,10 +154,12 @@ struct Executor<'a> {
     /// Positions in the plan of the steps this run looks at, and back.
     steps: Vec<usize>,
     settled: Vec<Settled>,
-    images: Vec<Option<PreImage>>,
-    files: BTreeMap<PathBuf, Result<Vec<UserFile>, String>>,
+    /// Pre-images of steps that are to run.
+    images: HashMap<usize, PreImage>,
+    files: lookup::Files,
     fetching: fetch::Fetching<'a>,
     sharing: Option<remote::Sharing<'a>>,
+    finder: found::Finder,
     attempts: Vec<u32>,
     rewound: Vec<bool>,
     /// How often each step ran again because its bytes were lost.
@@ -168,6 +174,7 @@ struct Executor<'a> {
     short: HashMap<usize, Instant>,
     pool: Pool,
     committer: Committer,
+    tidy: tidy::Tidy,
     lease: Lease,
     /// Of hits, to be noted in the lease with the next ones.
     hits: Vec<Digest>,
@@ -208,9 +215,11 @@ impl<'a> Executor<'a> {
         });
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
+        let finder = found::Finder::new(setting.cache, options, &steps);
         Ok(Executor {
             schedule: Schedule::new(&needs, pool, options.keep_going),
-            files: lookup::user_files(plan, &steps, setting.cache),
+            files: finder.user_files(plan, &steps, setting.cache),
+            finder,
             steps,
             plan,
             options,
@@ -223,7 +232,7 @@ impl<'a> Executor<'a> {
             interrupts: setting.interrupts,
             sink,
             settled: vec![Settled::default(); plan.steps.len()],
-            images: vec![None; plan.steps.len()],
+            images: HashMap::new(),
             attempts: vec![0; plan.steps.len()],
             rewound: vec![false; plan.steps.len()],
             rewinds: vec![0; plan.steps.len()],
@@ -241,6 +250,7 @@ impl<'a> Executor<'a> {
                 Arc::new(move |m| sender.send(Heard::Worker(m)).is_ok()),
             ),
             committer,
+            tidy: tidy::Tidy::new(setting.cache),
             lease: setting.cache.lease(&format!("run {}", setting.run))?,
             hits: Vec::new(),
             heard,
@@ -290,8 +300,13 @@ impl<'a> Executor<'a> {
         self.emit(Event::Ended { summary: summary.clone() });
         // Some that were told to stop were done.
         self.left.retain(|left| self.settled[left.step].outputs.is_none());
+        let look = (self.cache, self.plan, &*self.steps);
+        let found = self.finder.found(look, &self.settled, &self.files, &summary);
         let (steps, left, unkept) = (self.settled, self.left, flushed.err());
-        Ok(Outcome { summary, steps, left, unkept, lease: self.lease })
+        // To take them apart takes longer than to end.
+        std::mem::forget(self.files);
+        std::mem::forget(self.schedule);
+        Ok(Outcome { summary, steps, left, unkept, found, lease: self.lease })
     }
 
     fn emit(&mut self, event: Event) {
@@ -314,25 +329,24 @@ impl<'a> Executor<'a> {
         if self.waits_for_hub(at) {
             return;
         }
-        let inputs = Inputs {
-            plan: self.plan,
-            files: &self.files,
-            hub: self.fetching.found(),
-            outputs: &|s| self.settled[s].outputs.as_deref(),
-        };
-        let image = match lookup::pre_image(&inputs, step, self.registry) {
-            Ok(image) => image,
+        if !self.must_run(step)
+            && let Some((key, hit)) = self.as_before(at)
+        {
+            self.settled[step].key = Some(key);
+            self.by_key.insert(key, step);
+            return self.hit(at, key, hit);
+        }
+        let key = match self.pre_image(step) {
+            Ok(image) => image.key(),
             Err(message) => return self.fail_early(at, Failure::Input, message),
         };
-        let key = image.key();
-        self.images[step] = Some(image);
         self.settled[step].key = Some(key);
         self.by_key.insert(key, step);
         if self.must_run(step) {
             return self.schedule.miss(at);
         }
-        match self.cache.lookup(&key) {
-            Ok(Some(entry)) => self.hit(at, entry),
+        match self.finder.look(self.cache, &key) {
+            Ok(Some(hit)) => self.hit(at, key, hit),
             Ok(None) if self.asks_remote(at, key) => {}
             Ok(None) if self.options.only.is_some_and(|only| only != step) => {
                 let message = "its result is not in the cache\nhint: `--only` runs one step and takes the rest as it is; run without it, or with `--until`";
@@ -348,6 +362,23 @@ impl<'a> Executor<'a> {
         }
     }
 
+    /// Key and result of a step of which nothing has changed since the last run: what it reads is
+    /// what it was, so its key is.
+    fn as_before(&mut self, at: usize) -> Option<(Key, Hit)> {
+        let sources = self.plan.steps[self.steps[at]].inputs.iter().flat_map(|p| &p.sources);
+        self.finder.same(self.cache, at, sources, &self.files)
+    }
+
+    fn pre_image(&self, step: usize) -> Result<PreImage, String> {
+        let inputs = Inputs {
+            plan: self.plan,
+            files: &self.files,
+            hub: self.fetching.found(),
+            outputs: &|s| self.settled[s].outputs.as_deref(),
+        };
+        lookup::pre_image(&inputs, step, self.registry)
+    }
+
     /// Whether the step is to run though an entry may be there.
     fn must_run(&self, step: usize) -> bool {
         let once = self.options.force.contains(&step) && self.attempts[step] == 0;
@@ -355,11 +386,11 @@ impl<'a> Executor<'a> {
     }
 
     /// An entry is there; its bytes matter only if the user wants them.
-    fn hit(&mut self, at: usize, entry: cache::Entry) {
+    fn hit(&mut self, at: usize, key: Key, hit: Hit) {
         let step = self.steps[at];
-        let wanted = self.undelivered(step, &entry);
+        let wanted = self.undelivered(step, &hit.outputs);
         if wanted.is_empty() || self.options.only.is_some_and(|only| only != step) {
-            self.cached(step, entry);
+            self.cached(step, key, hit);
             return self.schedule.hit(at);
         }
         if self.fetches(at, wanted, false) {
@@ -374,18 +405,21 @@ impl<'a> Executor<'a> {
         self.schedule.miss(at);
     }
 
-    fn cached(&mut self, step: usize, entry: cache::Entry) {
-        let saved_s = entry.provenance.get("seconds").and_then(|s| s.as_f64()).unwrap_or(0.0);
+    fn cached(&mut self, step: usize, key: Key, hit: Hit) {
         self.summary.cached += 1;
-        self.summary.saved_s += saved_s;
-        self.settled[step].outputs = Some(entry.outputs.clone());
-        self.hits.extend(entry.outputs.iter().map(|output| output.digest));
-        self.emit(Event::Cached { step, key: entry.key, saved_s, outputs: entry.outputs });
+        self.summary.saved_s += hit.seconds;
+        self.settled[step].outputs = Some(hit.outputs.clone());
+        self.hits.extend(hit.outputs.iter().map(|output| output.digest));
+        self.emit(Event::Cached { step, key, saved_s: hit.seconds, outputs: hit.outputs });
     }
 
-    /// Notes what hits gave, so that it does not go while this run may still want it. A failure
-    /// costs at most that it is made again: inputs are noted before they are used.
+    /// Notes what hits gave, so that it does not go while this run may still want it; where nothing
+    /// runs, nothing is wanted. A failure costs at most that it is made again: inputs are noted
+    /// before they are used.
     fn keep_hits(&mut self) {
+        if self.running.is_empty() && self.plan.outputs.is_empty() {
+            return;
+        }
         let hits = std::mem::take(&mut self.hits);
         let _ = self.lease.hold(&hits);
     }

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use cache::{Entry, Output};
+use cache::Output;
 
 use super::Executor;
 use crate::plan::Source;
 
 impl Executor<'_> {
-    /// Artifacts of `entry` that are to be delivered, are not there, and were not delivered before.
-    pub(super) fn undelivered(&self, step: usize, entry: &Entry) -> Vec<Output> {
+    /// Artifacts of a step's result that are to be delivered, are not there, and were not delivered before.
+    pub(super) fn undelivered(&self, step: usize, made: &[Output]) -> Vec<Output> {
         let mut wanted = Vec::new();
         for output in &self.plan.outputs {
             let Source::Step { step: from, port, index } = &output.source else { continue };
@@ -19,12 +19,10 @@ impl Executor<'_> {
             }
             let listed =
                 self.plan.steps[step].ports.iter().any(|(name, list, _)| name == port && *list);
-            let ours = entry
-                .outputs
-                .iter()
-                .filter(|o| o.port == *port && (index.is_none() || o.index == *index));
+            let ours =
+                made.iter().filter(|o| o.port == *port && (index.is_none() || o.index == *index));
             for artifact in ours.filter(|artifact| !self.cache.present(artifact)) {
-                let in_folder = listed && index.is_none() && many(entry, port);
+                let in_folder = listed && index.is_none() && many(made, port);
                 let to = if in_folder { output.to.join(&artifact.name) } else { output.to.clone() };
                 if !self.delivered(artifact, &to) {
                     wanted.push(artifact.clone());
@@ -40,6 +38,6 @@ impl Executor<'_> {
     }
 }
 
-fn many(entry: &Entry, port: &str) -> bool {
-    entry.outputs.iter().filter(|o| o.port == port).count() != 1
+fn many(made: &[Output], port: &str) -> bool {
+    made.iter().filter(|o| o.port == port).count() != 1
 }

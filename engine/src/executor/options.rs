@@ -38,6 +38,12 @@ pub struct Options {
     pub remote_required: bool,
     /// How long the run may take.
     pub budget: Option<Budget>,
+    /// Under which name the next run that asks the same finds what this one found.
+    pub memo: Option<String>,
+    /// The record in which the plan lies, when it is known to be the same as an earlier one.
+    pub plan_of: Option<String>,
+    /// Read every byte of the user's files and every entry, whatever was found before.
+    pub paranoid: bool,
 }
 
 impl Default for Options {
@@ -56,6 +62,9 @@ impl Default for Options {
             fresh: BTreeSet::new(),
             remote_required: false,
             budget: None,
+            memo: None,
+            plan_of: None,
+            paranoid: false,
         }
     }
 }

@@ -55,6 +55,7 @@ impl Executor<'_> {
             );
             self.emit(Event::Note { text });
         }
+        self.images.remove(&step);
         self.keep_lease(at, running.key);
         self.rewound[step] = false;
         self.summary.ran += 1;
@@ -69,7 +70,7 @@ impl Executor<'_> {
         log: Option<(Digest, u64)>,
         seconds: f64,
     ) -> Entry {
-        let image = self.images[step].as_ref().expect("looked up before");
+        let image = &self.images[&step];
         let planned = &self.plan.steps[step];
         let mut provenance = json!({
             "stage": planned.stage,
@@ -100,7 +101,7 @@ impl Executor<'_> {
     fn unchanged_inputs(&self, step: usize) -> Result<(), String> {
         for source in self.plan.steps[step].inputs.iter().flat_map(|port| &port.sources) {
             if let Source::Path { path } = source
-                && let Some(Ok(files)) = self.files.get(path)
+                && let Some(Ok(files)) = self.files.get(path.as_os_str())
             {
                 files.iter().try_for_each(|file| file.unchanged())?;
             }
@@ -182,8 +183,7 @@ impl Executor<'_> {
             if !self.send(&key) {
                 continue;
             }
-            // Only tidiness: what stays is found and removed with the next result of the key.
-            let _ = self.cache.attempts_clean(&key);
+            self.tidy.clean(key);
             self.emit(Event::Durable { step });
         }
     }

@@ -97,6 +97,7 @@ impl Now {
             Event::Ended { summary } => return self.summary = Some(summary.clone()),
             Event::Reported { step, report } => return self.reported(*step, report),
             Event::Durable { .. } | Event::Note { .. } => return,
+            Event::Unchanged { .. } => return self.steps.fill(Stand::Cached),
             Event::Cached { step, .. } => (*step, Stand::Cached),
             Event::Waiting { step, holder } => (*step, Stand::Waiting { holder: holder.clone() }),
             Event::Launched { step, dir, .. } => {

@@ -8,6 +8,7 @@ pub(crate) mod build;
 mod command;
 mod device;
 pub(crate) mod inputs;
+pub mod kept;
 mod matrix;
 mod order;
 mod outputs;

@@ -167,7 +167,8 @@ impl<'a> Run<'a> {
 
     fn take(&mut self, t: f64, event: &'a Event, open: &mut Open<'a>) {
         match event {
-            Event::Started { .. } | Event::Durable { .. } => {}
+            // Read back, a run that is unchanged has an event for each hit.
+            Event::Started { .. } | Event::Durable { .. } | Event::Unchanged { .. } => {}
             Event::Cached { step, key, saved_s, outputs } => {
                 self.close(*step, t, How::Waited, open);
                 let Some(step) = self.steps.get_mut(*step) else { return };

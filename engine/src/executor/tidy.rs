@@ -1,0 +1,43 @@
+//! Removes what is left of attempts, beside the loop. Only tidiness: what stays is found and removed
+//! with the next result of its key.
+
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use cache::{Cache, Key};
+
+/// A thread that removes attempts; dropping it waits until it is through.
+pub(super) struct Tidy {
+    sender: Option<Sender<Key>>,
+    thread: Option<JoinHandle<()>>,
+    cache: Cache,
+}
+
+impl Tidy {
+    /// Nothing is started yet.
+    pub fn new(cache: &Cache) -> Tidy {
+        Tidy { sender: None, thread: None, cache: cache.clone() }
+    }
+
+    /// Removes the attempts at `key` that nobody holds, soon.
+    pub fn clean(&mut self, key: Key) {
+        let sender = self.sender.get_or_insert_with(|| {
+            let (sender, receiver) = channel::<Key>();
+            let cache = self.cache.clone();
+            self.thread = Some(std::thread::spawn(move || {
+                receiver.iter().for_each(|key| drop(cache.attempts_clean(&key)));
+            }));
+            sender
+        });
+        let _ = sender.send(key);
+    }
+}
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Runs that have nothing to do are told without being made; every kind of change is noticed.
+
+use std::fs::{self, File, FileTimes};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::support::{Project, Ran};
+
+/// A file, a directory, a pattern, a step of an included file, and an output.
+fn project() -> Project {
+    let project = Project::with(
+        "include: more.yaml
+params: { word: hello }
+steps:
+  file:
+    stage: command
+    in: { text: ./in.txt }
+    run: 'cat ${in.text} > ${out.text}; echo ${params.word} >> ${out.text}'
+    out: { text: file.txt }
+  folder:
+    stage: command
+    in: { text: ./folder }
+    run: 'cat ${in.text}/* > ${out.text}'
+    out: { text: folder.txt }
+  many:
+    stage: command
+    in: { text: './many/*.txt' }
+    run: 'cat ${in.text} > ${out.text}'
+    out: { text: many.txt }
+outputs: { file: { from: file.text, to: out/file.txt } }
+",
+    );
+    project.write(
+        "more.yaml",
+        "params: { other: 1 }
+steps:
+  included: { stage: command, run: 'echo ${params.other} > ${out.text}', out: { text: i.txt } }
+",
+    );
+    for name in ["in.txt", "folder/a", "many/a.txt"] {
+        project.write(name, "text");
+    }
+    project
+}
+
+/// Directories of records, the newest last.
+fn records(project: &Project) -> Vec<PathBuf> {
+    let runs = fs::read_dir(project.cache().join("runs")).unwrap();
+    let mut runs: Vec<PathBuf> = runs.map(|item| item.unwrap().path()).collect();
+    runs.sort_by_key(|run| fs::metadata(run.join("run.json")).unwrap().modified().unwrap());
+    runs
+}
+
+/// Whether the newest run was told without being made.
+fn told(project: &Project) -> bool {
+    let events = fs::read_to_string(records(project).last().unwrap().join("events.jsonl"));
+    events.unwrap().contains(r#""kind":"unchanged""#)
+}
+
+fn run(project: &Project) -> Ran {
+    project.pipe(&["run", "p.yaml"])
+}
+
+/// Long enough for a change to show in the times of a file.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(2300));
+}
+
+/// A change, and what the next run says then.
+type Change = (&'static str, fn(&Project), &'static str);
+
+/// Writes other bytes of the same length, with the old times.
+fn edit_unseen(project: &Project) {
+    let path = project.path().join("in.txt");
+    let before = fs::metadata(&path).unwrap();
+    fs::write(&path, "TEXT").unwrap();
+    let times = FileTimes::new().set_modified(before.modified().unwrap());
+    File::options().write(true).open(&path).unwrap().set_times(times).unwrap();
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((after.mtime(), after.len()), (before.mtime(), before.len()));
+}
+
+/// Puts another file of the same size and times in its place.
+fn replace_unseen(project: &Project) {
+    let (path, new) = (project.path().join("in.txt"), project.path().join("new"));
+    fs::write(&new, "TEXT").unwrap();
+    let times = FileTimes::new().set_modified(fs::metadata(&path).unwrap().modified().unwrap());
+    File::options().write(true).open(&new).unwrap().set_times(times).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+fn index(project: &Project, kind: &str) -> PathBuf {
+    let items = fs::read_dir(project.cache().join("index")).unwrap().flatten();
+    let mut paths = items.map(|item| item.path());
+    paths.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(kind)).unwrap()
+}
+
+fn entries(project: &Project) -> Vec<PathBuf> {
+    let shards = fs::read_dir(project.cache().join("entries")).unwrap().flatten();
+    let mut found: Vec<PathBuf> =
+        shards.flat_map(|s| fs::read_dir(s.path()).unwrap().flatten()).map(|e| e.path()).collect();
+    found.sort();
+    found
+}
+
+const CHANGES: [Change; 14] = [
+    (
+        "pipeline",
+        |p| p.write("p.yaml", &p.read("p.yaml").replace("hello", "hallo")),
+        "3 cached, 1 ran",
+    ),
+    (
+        "include",
+        |p| p.write("more.yaml", &p.read("more.yaml").replace("1", "2")),
+        "3 cached, 1 ran",
+    ),
+    ("a comment", |p| p.write("p.yaml", &(p.read("p.yaml") + "# x\n")), "4 cached, 0 ran"),
+    ("input", |p| p.write("in.txt", "other"), "3 cached, 1 ran"),
+    ("input, size and time kept", edit_unseen, "3 cached, 1 ran"),
+    ("another input, size and time kept", replace_unseen, "3 cached, 1 ran"),
+    ("a file in a folder", |p| p.write("folder/a", "TEXT"), "3 cached, 1 ran"),
+    ("one more in a folder", |p| p.write("folder/b", "b"), "3 cached, 1 ran"),
+    ("one more match", |p| p.write("many/b.txt", "b"), "3 cached, 1 ran"),
+    ("an entry less", |p| fs::remove_file(&entries(p)[0]).unwrap(), "3 cached, 1 ran"),
+    (
+        "an output less",
+        |p| fs::remove_file(p.path().join("out/file.txt")).unwrap(),
+        "4 cached, 0 ran",
+    ),
+    ("the record", |p| fs::remove_dir_all(&records(p)[1]).unwrap(), "4 cached, 0 ran"),
+    ("no memo", |p| fs::remove_file(index(p, "memo-")).unwrap(), "4 cached, 0 ran"),
+    (
+        "a damaged memo",
+        |p| {
+            let path = index(p, "memo-");
+            let mut bytes = fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(path, bytes).unwrap();
+        },
+        "4 cached, 0 ran",
+    ),
+];
+
+#[test]
+fn every_kind_of_change_is_noticed() {
+    let all: Vec<(Project, Change)> = CHANGES.into_iter().map(|c| (project(), c)).collect();
+    for (project, _) in &all {
+        assert_eq!(project.run(&[]), "0 cached, 4 ran");
+    }
+    settle();
+    for (project, (what, change, expected)) in &all {
+        assert_eq!(project.run(&[]), "4 cached, 0 ran", "{what}");
+        assert!(!told(project), "{what}: nothing is known yet");
+        assert_eq!(project.run(&[]), "4 cached, 0 ran", "{what}");
+        assert!(told(project), "{what}");
+        change(project);
+        let ran = run(project);
+        assert_eq!(ran.code, Some(0), "{what}: {}", ran.stderr);
+        assert_eq!(ran.counts(), *expected, "{what}");
+        assert!(!told(project), "{what}");
+        assert!(project.path().join("out/file.txt").exists(), "{what}");
+    }
+}
+
+#[test]
+fn a_repeated_run_reads_as_any_other_and_asks_as_much_as_it_is_told_to() {
+    let project = project();
+    project.run(&[]);
+    settle();
+    project.run(&[]);
+    let status = project.pipe(&["status", "--json"]).stdout;
+    project.run(&[]);
+    assert!(told(&project));
+    let counted = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let steps = |text: &str| counted(text)["steps"].clone();
+    assert_eq!(steps(&project.pipe(&["status", "--json"]).stdout), steps(&status));
+    assert_eq!(project.run(&["--paranoid"]), "4 cached, 0 ran");
+    assert!(!told(&project), "--paranoid looks");
+    assert_eq!(project.run(&["--set", "word=hallo"]), "3 cached, 1 ran");
+    assert!(!told(&project), "another question");
+    assert_eq!(project.run(&[]), "4 cached, 0 ran");
+    fs::remove_file(project.path().join("in.txt")).unwrap();
+    let ran = run(&project);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("in.txt"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_is_too_young_proves_nothing() {
+    let project = project();
+    settle();
+    project.run(&[]);
+    // Edits within one tick of the clock, of one length: each must be seen.
+    for turn in 0..10 {
+        project.write("in.txt", &format!("text{turn}"));
+        assert_eq!(project.run(&[]), "3 cached, 1 ran", "turn {turn}");
+        assert_eq!(project.run(&[]), "4 cached, 0 ran", "turn {turn}");
+        assert!(!told(&project), "turn {turn}");
+    }
+}
+
+/// Whether the plan of the newest run is that of an earlier one, by its file.
+fn same_plan(project: &Project) -> bool {
+    let plan = records(project).last().unwrap().join("plan.json");
+    fs::metadata(plan).unwrap().nlink() > 1
+}
+
+#[test]
+fn a_long_plan_is_kept_and_made_anew_when_anything_it_is_made_of_changes() {
+    let project = project();
+    // So long that it is worth it.
+    let padding = format!("{}# {}\n", project.read("p.yaml"), "x".repeat(70_000));
+    project.write("p.yaml", &padding);
+    project.write("params.yaml", "word: hello\n");
+    let args = ["--params", "params.yaml"];
+    let expect = |counts: &str, same: bool, what: &str| {
+        assert_eq!(project.run(&args), counts, "{what}");
+        assert_eq!(same_plan(&project), same, "{what}");
+    };
+    expect("0 cached, 4 ran", false, "first");
+    expect("4 cached, 0 ran", true, "second");
+    project.write("in.txt", "new");
+    expect("3 cached, 1 ran", true, "an input is not part of the plan");
+    project.write("params.yaml", "word: hallo\n");
+    expect("3 cached, 1 ran", false, "parameters");
+    expect("4 cached, 0 ran", true, "again");
+    project.write("more.yaml", &project.read("more.yaml").replace("1", "2"));
+    expect("3 cached, 1 ran", false, "an included file");
+    project.write("p.yaml", &padding.replace("cat ${in.text}/*", "cat ${in.text}/a"));
+    expect("3 cached, 1 ran", false, "the pipeline");
+    fs::remove_dir_all(project.path().join("many")).unwrap();
+    let ran = project.pipe(&[&["run", "p.yaml"][..], &args].concat());
+    assert_eq!(ran.code, Some(2), "a missing file is a mistake of the pipeline: {}", ran.stderr);
+    project.write("many/a.txt", "text");
+    expect("4 cached, 0 ran", true, "it is back");
+    let path = index(&project, "plan-");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(path, bytes).unwrap();
+    expect("4 cached, 0 ran", false, "a damaged plan");
+}
