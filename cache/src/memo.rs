@@ -520,7 +520,7 @@ mod tests {
         assert_eq!(recalled.file(&old).unwrap().0, Digest::of(b"old"));
         assert!(recalled.files_stand(&|_| None));
         fs::write(&old, "new").unwrap();
-        let times = fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
+        let times = fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
         fs::File::options().write(true).open(&old).unwrap().set_times(times).unwrap();
         assert!(recalled.file(&old).is_none());
         assert!(!recalled.files_stand(&|_| None));
