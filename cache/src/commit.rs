@@ -31,7 +31,11 @@ use crate::tree;
 
 /// How long the first result of a group waits for others, and how many it waits for.
 const WAIT: Duration = Duration::from_millis(50);
-const GROUP: usize = 256;
+const GROUP: usize = 1024;
+/// Where syncing is slow it also slows whoever makes files meanwhile, so a group waits so many times
+/// as long as the one before took, up to so long.
+const SHARE: u32 = 4;
+const WAIT_MOST: Duration = Duration::from_secs(1);
 /// From this many directories on, one sync of the file system is cheaper than one of each.
 const MANY: usize = 4;
 
@@ -140,10 +144,13 @@ fn dead() -> Error {
 
 fn serve(cache: &Cache, receiver: &Receiver<Message>, on_durable: &dyn Fn(Vec<(Key, Published)>)) {
     let mut failed: Vec<(Key, String)> = Vec::new();
+    let mut wait = WAIT;
     loop {
-        let (group, flush, ended) = gather(receiver);
+        let (group, flush, ended) = gather(receiver, wait);
         if !group.is_empty() {
+            let started = Instant::now();
             let outcomes = commit(cache, group);
+            wait = (started.elapsed() * SHARE).clamp(WAIT, WAIT_MOST);
             for (key, outcome) in &outcomes {
                 if let Published::Failed { reason } = outcome {
                     failed.push((*key, reason.clone()));
@@ -164,8 +171,11 @@ fn serve(cache: &Cache, receiver: &Receiver<Message>, on_durable: &dyn Fn(Vec<(K
     }
 }
 
-/// The next group: what comes within [`WAIT`] of its first, cut short by a flush or the end.
-fn gather(receiver: &Receiver<Message>) -> (Vec<Publication>, Option<Sender<Result<()>>>, bool) {
+/// The next group: what comes within `wait` of its first, cut short by a flush or the end.
+fn gather(
+    receiver: &Receiver<Message>,
+    wait: Duration,
+) -> (Vec<Publication>, Option<Sender<Result<()>>>, bool) {
     let mut group = Vec::new();
     let mut deadline = None;
     while group.len() < GROUP {
@@ -181,7 +191,7 @@ fn gather(receiver: &Receiver<Message>) -> (Vec<Publication>, Option<Sender<Resu
             Err(RecvTimeoutError::Timeout) => break,
             Err(RecvTimeoutError::Disconnected) => return (group, None, true),
         }
-        deadline = deadline.or_else(|| Some(Instant::now() + WAIT));
+        deadline = deadline.or_else(|| Some(Instant::now() + wait));
     }
     (group, None, false)
 }

@@ -103,13 +103,17 @@ impl Layout {
     /// Makes one directory, whatever the umask; one that is there stays as it is,
     /// which gives `false`.
     pub fn make_dir(&self, dir: &Path) -> Result<bool> {
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Ok(()) => {
-                loss::named(dir, None);
-                tree::set_mode(dir, self.access.dir()).map(|()| true)
+        loop {
+            match DirBuilder::new().mode(0o700).create(dir) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(false),
+                result => result.at("create", dir)?,
             }
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
-            Err(e) => Err(e).at("create", dir),
+            loss::named(dir, None);
+            match tree::set_mode(dir, self.access.dir()) {
+                // Others remove directories that are empty.
+                Err(Error::Io { cause, .. }) if cause.kind() == ErrorKind::NotFound => {}
+                result => return result.map(|()| true),
+            }
         }
     }
 

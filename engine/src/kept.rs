@@ -3,6 +3,7 @@
 //! known to be the same is made anew, which also finds all that is wrong with it.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::inputs;
-use crate::plan::{Plan, Source, kept};
+use crate::lookup;
+use crate::plan::{Plan, kept};
 use crate::spec::Loaded;
 
 /// Shorter plans are made as fast as they are read.
@@ -96,14 +98,9 @@ pub fn load(cache: &Cache, name: &str, gpus: &dyn Fn() -> String) -> Option<Kept
 
 /// Whether every path that the plan names stands for something: else planning would complain.
 fn all_there(plan: &Plan) -> bool {
-    fn path(source: &Source) -> Option<&Path> {
-        match source {
-            Source::Path { path } => Some(path),
-            _ => None,
-        }
-    }
     let ports = plan.steps.iter().flat_map(|step| &step.inputs);
-    let paths: HashSet<&Path> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
-    let paths: Vec<&Path> = paths.into_iter().collect();
-    paths.into_par_iter().with_min_len(64).all(|path| inputs::find(path).is_ok())
+    let sources = ports.flat_map(|port| &port.sources);
+    let paths: HashSet<&OsStr> = sources.filter_map(lookup::path).collect();
+    let paths: Vec<&OsStr> = paths.into_iter().collect();
+    paths.into_par_iter().with_min_len(64).all(|path| inputs::find(Path::new(path)).is_ok())
 }

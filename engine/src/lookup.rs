@@ -95,12 +95,6 @@ pub fn user_files_by(
     steps: &[usize],
     read: &(dyn Fn(&Path) -> Result<Vec<UserFile>, String> + Sync),
 ) -> Files {
-    fn path(source: &Source) -> Option<&OsStr> {
-        match source {
-            Source::Path { path } => Some(path.as_os_str()),
-            _ => None,
-        }
-    }
     let ports = steps.iter().flat_map(|&step| &plan.steps[step].inputs);
     let paths: HashSet<&OsStr> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
     let read = |path: &OsStr| (path.to_os_string(), read(Path::new(path)));
@@ -111,6 +105,14 @@ pub fn user_files_by(
     let paths: Vec<&OsStr> = paths.into_iter().collect();
     let found: Vec<_> = paths.into_par_iter().with_min_len(16).map(read).collect();
     found.into_iter().collect()
+}
+
+/// The path or pattern of a user's file.
+pub(crate) fn path(source: &Source) -> Option<&OsStr> {
+    match source {
+        Source::Path { path } => Some(path.as_os_str()),
+        _ => None,
+    }
 }
 
 /// What `steps` want of a hub, each once.
