@@ -27,11 +27,7 @@ static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 pub fn run(args: Run) -> Result<ExitCode> {
     let memo = unchanged::memo(&args)?;
     let early = unchanged::cache(&args)?;
-    if let (Some(cache), Some(name), false) = (&early, &memo, args.paranoid)
-        && let Some(summary) = unchanged::repeat(&args, cache, name)?
-    {
-        let mut console = Console::new(&Plan::default(), (args.quiet, args.json), Vec::new, &[]);
-        console.last_line(&summary);
+    if repeated(&args, early.as_ref(), memo.as_deref())? {
         return Ok(ExitCode::SUCCESS);
     }
     let (loaded, like) = unchanged::load(&args, early.as_ref(), memo.as_deref())?;
@@ -96,6 +92,15 @@ pub fn run(args: Run) -> Result<ExitCode> {
         Some(error) => Err(error.into()),
         None => Ok(exit_code(&outcome.summary)),
     }
+}
+
+/// Whether there was nothing to do, which then is told and recorded.
+fn repeated(args: &Run, cache: Option<&cache::Cache>, memo: Option<&str>) -> Result<bool> {
+    let (Some(cache), Some(name), false) = (cache, memo, args.paranoid) else { return Ok(false) };
+    let Some(summary) = unchanged::repeat(args, cache, name)? else { return Ok(false) };
+    let mut console = Console::new(&Plan::default(), (args.quiet, args.json), Vec::new, &[]);
+    console.last_line(&summary);
+    Ok(true)
 }
 
 /// Draws the report beside the record. Its failure is told and ends nothing.

@@ -195,16 +195,7 @@ impl<'a> Executor<'a> {
         sink: &'a mut dyn FnMut(Event),
     ) -> Result<Executor<'a>> {
         let steps = options.selection(plan);
-        let place: HashMap<usize, usize> = steps.iter().enumerate().map(|(i, &s)| (s, i)).collect();
-        let need = |&step: &usize| Need {
-            after: lookup::upstream(plan, step)
-                .into_iter()
-                .filter_map(|s| place.get(&s).copied())
-                .collect(),
-            slots: slots(plan, step, setting.registry, options),
-            cost: options.budget.as_ref().and_then(|b| b.estimates.get(&step)).map_or(1.0, |s| *s),
-        };
-        let needs: Vec<Need> = steps.iter().map(need).collect();
+        let needs = needs(plan, &steps, setting.registry, options);
         let pool =
             Slots { cpu: options.jobs, gpu: options.gpus.len() as u32, memory: options.memory };
         let (sender, heard) = channel();
@@ -526,6 +517,21 @@ impl<'a> Executor<'a> {
             }
         }
     }
+}
+
+/// What each of `steps` waits for and takes.
+fn needs(plan: &Plan, steps: &[usize], registry: Registry, options: &Options) -> Vec<Need> {
+    let place: HashMap<usize, usize> = steps.iter().enumerate().map(|(i, &s)| (s, i)).collect();
+    let known = options.budget.as_ref().map(|budget| &budget.estimates);
+    let need = |&step: &usize| {
+        let upstream = lookup::upstream(plan, step).into_iter();
+        Need {
+            after: upstream.filter_map(|s| place.get(&s).copied()).collect(),
+            slots: slots(plan, step, registry, options),
+            cost: known.and_then(|known| known.get(&step)).map_or(1.0, |seconds| *seconds),
+        }
+    };
+    steps.iter().map(need).collect()
 }
 
 /// What a step takes: its own `resources`, else the stage's default; beside a GPU one cpu will do.
