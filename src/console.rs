@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use engine::event::{Event, Failure, Shared, Stamped, Summary};
+use engine::event::{Event, Failure, Job, Shared, Stamped, Summary};
 use engine::plan::Plan;
 use engine::stage::Report;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -73,6 +73,7 @@ impl Console {
                 self.say(&format!("{} {text}", self.paint.yellow("waiting")));
             }
             Event::Note { text } => self.note(text),
+            Event::Job { step, said } => self.of_job(*step, said),
             Event::Started { .. }
             | Event::Cached { .. }
             | Event::Skipped { .. }
@@ -109,6 +110,13 @@ impl Console {
         }
         if let Some(shared) = &summary.shared {
             out::line(sharing(shared));
+        }
+        if let Some(used) = &summary.used {
+            let (cpu, gpu) = (used.cpu_hours, used.gpu_hours);
+            out::line(format!(
+                "cluster: {} jobs' work, {cpu:.2} cpu-hours, {gpu:.2} GPU-hours",
+                used.jobs
+            ));
         }
         out::line(line);
     }
@@ -183,6 +191,30 @@ impl Console {
             running.told = Instant::now();
             let line = format!("{} {} {text}", self.paint.dim("running"), self.names[step]);
             self.say(&line);
+        }
+    }
+
+    /// Where a step's job stands. Without a terminal only that none could be had is worth a line.
+    fn of_job(&mut self, step: usize, said: &Job) {
+        let text = match said {
+            Job::Queued { job, reason } if job.is_empty() => format!("waits: {}", clean(reason)),
+            Job::Queued { job, reason } => format!("job {}: {}", clean(job), clean(reason)),
+            Job::Began { job, host } => format!("job {} on {}", clean(job), clean(host)),
+            Job::Ended { .. } | Job::Idle { .. } => return,
+        };
+        let began = matches!(said, Job::Began { .. });
+        let refused = matches!(said, Job::Queued { job, .. } if job.is_empty());
+        let Some(running) = self.running.get_mut(&step) else { return };
+        if began {
+            running.started = Instant::now();
+        }
+        match &running.bar {
+            Some(bar) => bar.set_message(text),
+            None if !refused => {}
+            None => {
+                let line = format!("{} {} {text}", self.paint.dim("queued "), self.names[step]);
+                self.say(&line);
+            }
         }
     }
 

@@ -290,3 +290,19 @@ pub struct Init {
     #[arg(long)]
     pub force: bool,
 }
+
+#[derive(Args)]
+#[command(
+    after_help = "Its leader, if it goes on somewhere, stops; what its steps have saved stays.
+
+Examples:
+  pipe cancel
+  pipe cancel 20261126-0031"
+)]
+pub struct Cancel {
+    /// A run [default: the newest in this directory]
+    pub run: Option<String>,
+    /// Where artifacts are kept [default: $PIPE_CACHE, else the user's cache directory]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}

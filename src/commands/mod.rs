@@ -2,6 +2,7 @@
 
 mod bench;
 mod cache;
+mod cancel;
 mod chat;
 mod check;
 mod compare;
@@ -25,11 +26,13 @@ mod run;
 mod runs;
 mod schema;
 mod show;
+mod slurm;
 mod speech;
 mod stages;
 mod status;
 mod top;
 mod why;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ::cache::Cache;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
+use engine::gpu::Gpus;
 use engine::spec::{self, Loaded};
 use engine::stage::Registry;
 
@@ -83,6 +87,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Diff(args) => diff::diff(args),
         Verb::Compare(args) => compare::compare(args),
         Verb::Status(args) => status::status(args),
+        Verb::Cancel(args) => cancel::cancel(args),
         Verb::Top(args) => top::top(args),
         Verb::Report(args) => report::report(args),
         Verb::Export(args) => export::export(args),
@@ -96,22 +101,29 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Completions(args) => completions::completions(args),
         Verb::Man(args) => man::man(args),
         Verb::Schema => schema::schema(),
-        Verb::Worker { store } => {
-            engine::worker::main(&store, REGISTRY, BUILD)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Verb::Worker(args) => worker::worker(args),
     }
 }
 
 /// Reads and checks a pipeline; all its errors at once.
 pub fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
-    let options = spec::Options {
+    load_for(file, settings, gpus::gpus().clone())
+}
+
+/// What the command line says about a pipeline.
+fn spec_options(settings: &Settings, gpus: Gpus) -> Result<spec::Options> {
+    Ok(spec::Options {
         profiles: settings.profiles.clone(),
         params_files: settings.params.clone(),
         sets: settings.sets.clone(),
         cwd: std::env::current_dir().context("the current directory is gone")?,
-        gpus: gpus::gpus().clone(),
-    };
+        gpus,
+    })
+}
+
+/// As [`load`], for whoever has these GPUs.
+fn load_for(file: Option<&Path>, settings: &Settings, gpus: Gpus) -> Result<Loaded> {
+    let options = spec_options(settings, gpus)?;
     let loaded = match file {
         Some(file) => spec::load(file, &options, &REGISTRY),
         None => spec::load_text(EMBEDDED.0, EMBEDDED.1, &options, &REGISTRY),

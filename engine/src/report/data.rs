@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
 
     fn take(&mut self, t: f64, event: &'a Event, open: &mut Open<'a>) {
         match event {
-            Event::Started { .. } | Event::Durable { .. } => {}
+            Event::Started { .. } | Event::Job { .. } | Event::Durable { .. } => {}
             Event::Cached { step, key, saved_s, outputs } => {
                 self.close(*step, t, How::Waited, open);
                 let Some(step) = self.steps.get_mut(*step) else { return };
@@ -267,8 +267,7 @@ impl<'a> Run<'a> {
             skipped: count(State::Skipped),
             seconds,
             saved_s: cached.filter_map(|step| step.seconds).sum(),
-            interrupted: false,
-            shared: None,
+            ..Summary::default()
         };
     }
 
