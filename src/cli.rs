@@ -59,6 +59,8 @@ pub enum Verb {
     Export(Export),
     /// Write a run for TensorBoard, Perfetto, scripts or an archive
     ExportRun(look::ExportRun),
+    /// Write a pipeline as jobs, for sites where no leader may run
+    ExportJobs(look::ExportJobs),
     /// Continue a text with the model of a step
     Generate(Generate),
     /// Talk with the model of a step

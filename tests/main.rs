@@ -22,6 +22,7 @@ mod leaders;
 mod phases;
 mod remote;
 mod secrets;
+mod slurm;
 mod support;
 mod tidy;
 mod verbs;

@@ -9,6 +9,7 @@ mod compare;
 mod completions;
 mod diff;
 mod export;
+mod export_jobs;
 mod export_run;
 mod forecast;
 mod generate;
@@ -92,6 +93,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Report(args) => report::report(args),
         Verb::Export(args) => export::export(args),
         Verb::ExportRun(args) => export_run::export_run(args),
+        Verb::ExportJobs(args) => export_jobs::export_jobs(args),
         Verb::Generate(args) => generate::generate(args),
         Verb::Chat(args) => chat::chat(args),
         Verb::Bench(Bench::Decode(args)) => bench::decode(*args),

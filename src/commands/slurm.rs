@@ -45,15 +45,19 @@ pub fn prepare(args: &Run) -> Result<Option<Slurmed>> {
     }
     let slurm = slurm(args)?;
     let site = slurm.site().map_err(|why| {
-        let hint = "hint: run it where `sbatch` works, or without `--on slurm`";
-        anyhow!(Wrong(format!("`--on slurm` needs a Slurm that answers: {why}\n{hint}")))
+        anyhow!(Wrong(format!("`--on slurm` needs a Slurm that answers, and {why}")))
     })?;
     Ok(Some(Slurmed { slurm, site }))
 }
 
 fn slurm(args: &Run) -> Result<Slurm> {
-    let options = super::spec_options(&args.settings, Gpus::default())?;
-    let said = match &args.file {
+    Ok(Slurm::new(settings(args.file.as_deref(), &args.settings)?, hidden()))
+}
+
+/// What user and pipeline say of Slurm.
+pub fn settings(file: Option<&Path>, of: &crate::cli::Settings) -> Result<Settings> {
+    let options = super::spec_options(of, Gpus::default())?;
+    let said = match file {
         Some(file) => engine::spec::executor(file, None, &options),
         None => {
             let (name, text) = super::EMBEDDED;
@@ -63,8 +67,7 @@ fn slurm(args: &Run) -> Result<Slurm> {
     let config = super::remote::config()?;
     let own = config.executor.get("slurm").cloned().unwrap_or_default();
     let settings = Settings::layered(&own, &said["slurm"]);
-    let settings = settings.map_err(|why| anyhow!(Wrong(format!("`executor: slurm:` {why}"))))?;
-    Ok(Slurm::new(settings, hidden()))
+    settings.map_err(|why| anyhow!(Wrong(format!("`executor: slurm:` {why}"))))
 }
 
 /// Slurm for commands about jobs that are there.

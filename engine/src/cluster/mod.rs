@@ -9,6 +9,7 @@ pub mod agent;
 pub mod batch;
 mod clerk;
 mod driver;
+pub mod export;
 pub mod journal;
 mod orphans;
 pub mod pilot;

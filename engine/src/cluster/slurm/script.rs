@@ -92,6 +92,20 @@ fn takes(shape: &Shape, add: &mut impl FnMut(String)) {
     }
 }
 
+/// Arguments of `sbatch` for a job that no leader looks after.
+pub(crate) fn steps(settings: &Settings, name: &str, shape: &Shape) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |text: String| args.push(text);
+    add("--parsable".into());
+    add(format!("--job-name={name}"));
+    add("--nodes=1".into());
+    add("--ntasks=1".into());
+    takes(shape, &mut add);
+    named(settings, &mut add);
+    settings.extra.iter().for_each(|extra| add(extra.clone()));
+    args
+}
+
 /// Arguments of `sbatch` for the leader's own job. It may be started again: it goes on then.
 pub fn leader(settings: &Settings, name: &str, output: &Path, script: &Path) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
