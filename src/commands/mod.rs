@@ -73,6 +73,7 @@ impl std::error::Error for Wrong {}
 /// Runs the verb.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     SHARED.store(cli.shared_cache, Ordering::Relaxed);
+    choose_locks()?;
     match cli.verb {
         Verb::Init(args) => init::init(args),
         Verb::Run(args) => run::run(args),
@@ -135,6 +136,28 @@ fn load_for(file: Option<&Path>, settings: &Settings, gpus: Gpus) -> Result<Load
     // So that `why` finds it again, whatever the directory; the embedded one has none.
     loaded.plan.file = file.map(std::path::absolute).transpose()?.unwrap_or_default();
     Ok(loaded)
+}
+
+/// Which locks a cache gets, by `$PIPE_CACHE_LOCKS`, and where this machine keeps indexes of those on
+/// a network's file system.
+fn choose_locks() -> Result<()> {
+    use ::cache::Locks;
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    let locks = match var("PIPE_CACHE_LOCKS").as_deref().map(|v| v.to_string_lossy().into_owned()) {
+        None => Locks::Auto,
+        Some(text) => match &text[..] {
+            "kernel" => Locks::Kernel,
+            "leases" => Locks::Leases,
+            _ => bail!(Wrong(format!(
+                "PIPE_CACHE_LOCKS={text} is no kind of locks\nhint: `kernel` or `leases`; without it the file system decides"
+            ))),
+        },
+    };
+    ::cache::set_locks(locks);
+    let user = rustix::process::getuid().as_raw();
+    let home = var("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    ::cache::set_index_home(home.join(format!("pipe-index-{user}")));
+    Ok(())
 }
 
 /// Opens the store: `--cache`, else `$PIPE_CACHE`, else the user's cache directory.
