@@ -203,7 +203,14 @@ impl Console {
             Job::Ended { .. } | Job::Idle { .. } => return,
         };
         let began = matches!(said, Job::Began { .. });
-        let refused = matches!(said, Job::Queued { job, .. } if job.is_empty());
+        // Words of Slurm's for what will not pass by itself.
+        let lasting = ["Config", "Constraints", "Held", "NotAvail", "Invalid", "Denied"];
+        let refused = match said {
+            Job::Queued { job, reason } => {
+                job.is_empty() || lasting.iter().any(|word| reason.contains(word))
+            }
+            _ => false,
+        };
         let Some(running) = self.running.get_mut(&step) else { return };
         if began {
             running.started = Instant::now();

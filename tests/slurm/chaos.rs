@@ -154,10 +154,12 @@ fn trial(random: &mut Random, cluster: &Cluster, trial: u64) {
     let mut project = Project::new();
     cluster.meet(&mut project);
     let mode = ["submit", "pilot", "auto"][random.below(3) as usize];
+    let locks = ["kernel", "leases"][random.below(2) as usize];
+    project.env("PIPE_CACHE_LOCKS", locks);
     // A limit of Slurm's is a minute at least, so that not every trial waits for one.
     let long = trial % 5 == 4;
     pipeline(&project, mode, long);
-    let mut done = vec![format!("trial {trial}, mode {mode}, long {long}")];
+    let mut done = vec![format!("trial {trial}, mode {mode}, {locks}, long {long}")];
     let mut leader = start(&project, trial);
     let started = Instant::now();
     let mut faults = 1 + random.below(4);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
 use super::cluster::{Cluster, divergences};
 use crate::support::Project;
@@ -103,8 +104,9 @@ fn a_failure_of_a_step_is_its_own() {
 #[test]
 fn a_job_that_is_refused_fails_its_step() {
     let Some(cluster) = Cluster::start(&[("SLURM_LOOPBACK_NODES", "1")]) else { return };
-    let mut project =
-        Project::with("steps: { a: { stage: command, run: [true], resources: { memory: 100TiB } } }\n");
+    let mut project = Project::with(
+        "steps: { a: { stage: command, run: [true], resources: { memory: 100TiB } } }\n",
+    );
     cluster.meet(&mut project);
     let ran = project.pipe(&["run", "p.yaml", "--on", "slurm"]);
     assert_eq!(ran.code, Some(1));
@@ -122,4 +124,36 @@ fn without_slurm_one_line_says_so() {
     assert_eq!(ran.stderr.trim().lines().count(), 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("there is no `sinfo`"), "{}", ran.stderr);
     assert_eq!(project.pipe(&["run", "p.yaml", "--on", "mars"]).code, Some(2));
+}
+
+#[test]
+fn a_chain_of_jobs_needs_no_leader() {
+    let Some(cluster) = Cluster::start(&[]) else { return };
+    let mut project = Project::with(
+        "steps:
+  a: { matrix: { n: [1, 2] }, stage: command, run: [sh, -c, 'echo ${matrix.n} > ${out.o}'], out: [o] }
+  b: { stage: command, in: { i: 'a[*].o' }, run: [sh, -c, 'cat ${in.i} > ${out.o}'], out: [o] }
+outputs: { o: { from: b.o, to: o.txt } }
+",
+    );
+    cluster.meet(&mut project);
+    let ran = project.pipe(&["export-jobs", "script", "p.yaml"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    project.write("submit.sh", &ran.stdout);
+    let mut bash = Command::new("bash");
+    bash.arg("submit.sh").current_dir(project.path());
+    for (name, value) in project.command(&[]).get_envs() {
+        value.map(|value| bash.env(name, value));
+    }
+    let output = bash.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("3 jobs were submitted"));
+    project.wait_until("the jobs have ended", || {
+        cluster.jobs("PENDING,RUNNING,COMPLETING").is_empty()
+    });
+    assert_eq!(project.run(&[]), "3 cached, 0 ran");
+    assert_eq!(project.read("o.txt"), "1\n2\n");
+    let ran = project.pipe(&["export-jobs", "k8s", "p.yaml", "--image", "x"]);
+    let list: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(list["items"].as_array().unwrap().len(), 3);
 }

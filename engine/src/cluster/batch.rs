@@ -57,6 +57,8 @@ pub enum State {
     Pending,
     /// On a node.
     Running,
+    /// About to end; where its node does not answer, for long.
+    Ending,
     /// Over, by itself or not.
     Ended(End),
 }

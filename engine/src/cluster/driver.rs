@@ -99,6 +99,8 @@ pub(super) struct Batched {
     pub workers: Vec<u64>,
     /// Of pilots, the queue they serve, and how many of them go on.
     pub pilots: Option<(PathBuf, usize)>,
+    /// Of pilots, how often in a row the batch system did not know them.
+    pub unknown: u32,
 }
 
 /// Whether an array is in the batch system.
@@ -311,6 +313,7 @@ impl Driver {
             state: Sent::Known(array),
             workers: Vec::new(),
             pilots: None,
+            unknown: 0,
         });
         self.began(worker);
         // It may have ended in the moment in which its mailbox was not ours.

@@ -149,7 +149,7 @@ impl Driver {
             exclude: self.excluded(),
             margin_s: margin_s.ceil() as u64,
         };
-        Ok(Batched { array, state: Sent::Sending, workers: Vec::new(), pilots: None })
+        Ok(Batched { array, state: Sent::Sending, workers: Vec::new(), pilots: None, unknown: 0 })
     }
 
     /// Notes it in the journal, then submits it.

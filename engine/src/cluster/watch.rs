@@ -20,6 +20,8 @@ use crate::wire::Answer;
 const TAIL: Duration = Duration::from_secs(1);
 /// A job whose record is missing is believed lost after so long: a file may be seen late.
 const GRACE: Duration = Duration::from_secs(5);
+/// As long as its node may take to end it.
+const ENDING: Duration = Duration::from_secs(20);
 /// And after so many questions.
 const LOOKS: u32 = 2;
 /// An array that may not have been submitted is asked for after so long.
@@ -266,12 +268,16 @@ impl Driver {
                 self.is_at(worker, Place { job: status.id.clone(), host });
                 return false;
             }
+            // Whatever ends it: its attempt is private, so another may begin.
+            Some(State::Ending) => Some(End::Cancelled),
             Some(State::Ended(end)) => Some(end),
             None => None,
         };
+        let ending = status.is_some_and(|status| status.state == State::Ending);
+        let grace = if ending { ENDING } else { GRACE };
         let (since, looks) = job.missing.unwrap_or((Instant::now(), 0));
         job.missing = Some((since, looks + 1));
-        if since.elapsed() < GRACE || looks + 1 < LOOKS {
+        if since.elapsed() < grace || looks + 1 < LOOKS {
             return true;
         }
         let host = status.and_then(|s| s.host.clone()).or(job.place.take().map(|p| p.host));
@@ -294,8 +300,9 @@ impl Driver {
         let known = all.iter().any(|status| status.name == name);
         let Some(batched) = self.arrays.get_mut(name) else { return };
         if let Some((queue, before)) = &mut batched.pilots {
-            // Of arrays that nobody knows it is said nothing: their pilots say farewell.
-            if known || *before == 0 {
+            // Of an array that nobody knows nothing is said at first: its pilots may say farewell.
+            batched.unknown = if known { 0 } else { batched.unknown + 1 };
+            if known || batched.unknown > LOOKS {
                 *before = alive;
             }
             let queue = queue.clone();

@@ -52,9 +52,10 @@ fn state_of(word: &str) -> Option<State> {
     Some(match word {
         "PENDING" | "REQUEUED" | "REQUEUE_FED" | "REQUEUE_HOLD" | "RESV_DEL_HOLD"
         | "SPECIAL_EXIT" => State::Pending,
-        // What is about to end has not ended: its node may still write.
-        "RUNNING" | "COMPLETING" | "CONFIGURING" | "RESIZING" | "SIGNALING" | "STAGE_OUT"
-        | "STOPPED" | "SUSPENDED" | "UPDATE_DB" | "POWER_UP_NODE" => State::Running,
+        // It has not ended: its node may still write.
+        "COMPLETING" => State::Ending,
+        "RUNNING" | "CONFIGURING" | "RESIZING" | "SIGNALING" | "STAGE_OUT" | "STOPPED"
+        | "SUSPENDED" | "UPDATE_DB" | "POWER_UP_NODE" => State::Running,
         "COMPLETED" => State::Ended(End::Completed),
         "FAILED" | "LAUNCH_FAILED" | "RECONFIG_FAIL" => State::Ended(End::Failed),
         "TIMEOUT" | "DEADLINE" => State::Ended(End::TimedOut),
