@@ -38,7 +38,7 @@ impl Driver {
             for (worker, pilot) in std::mem::take(&mut self.waiting) {
                 let Some(job) = self.jobs.get(&worker) else { continue };
                 match pilot {
-                    true => self.to_pilots(worker),
+                    true => self.enqueue(worker),
                     false => alike.entry(job.shape.clone()).or_default().push(worker),
                 }
             }
@@ -230,7 +230,7 @@ impl Driver {
     }
 
     /// Gives an order to the pilots of its shape.
-    fn to_pilots(&mut self, worker: u64) {
+    fn enqueue(&mut self, worker: u64) {
         let shape = self.jobs[&worker].shape.clone();
         let number = match self.pilots.iter().position(|pilots| pilots.shape == shape) {
             Some(number) => number,
