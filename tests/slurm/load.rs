@@ -1,0 +1,64 @@
+//! Many steps: few commands for arrays, little lost time for pilots.
+
+use std::time::Instant;
+
+use super::cluster::{Cluster, entries};
+use crate::support::Project;
+
+fn many(project: &Project, n: usize, executor: &str) {
+    project.write(
+        "p.yaml",
+        &format!(
+            "executor: {{ slurm: {{ {executor} }} }}
+steps:
+  a:
+    matrix: {{ n: 0..{n} }}
+    stage: command
+    run: [sh, -c, 'echo ${{matrix.n}} > ${{out.o}}']
+    out: [o]
+"
+        ),
+    );
+}
+
+#[test]
+fn five_hundred_tasks_take_ten_commands() {
+    let Some(cluster) = Cluster::start(&[("SLURM_LOOPBACK_CPUS", "8")]) else { return };
+    let mut project = Project::new();
+    cluster.meet(&mut project);
+    many(&project, 500, "mode: submit");
+    assert_eq!(project.run(&["--on", "slurm"]), "0 cached, 500 ran");
+    assert_eq!(entries(project.cache()), 500);
+    let asked = cluster.take_asked();
+    println!("{} commands: {asked:#?}", asked.len());
+    assert!(asked.len() <= 10, "{asked:#?}");
+}
+
+/// The same steps here and by pilots on as many cpus. Both are timed beside each other, several
+/// times, and the best of each counts: what else the machine does hits both.
+#[test]
+fn pilots_are_nearly_as_fast_as_this_machine() {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let settings =
+        [("SLURM_LOOPBACK_NODES", "1".to_string()), ("SLURM_LOOPBACK_CPUS", cpus.to_string())];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let Some(cluster) = Cluster::start(&settings) else { return };
+    let (n, times) = if std::env::var_os("PIPE_SOAK").is_some() { (2000, 3) } else { (300, 3) };
+    let timed = |args: &[&str]| {
+        let mut project = Project::new();
+        cluster.meet(&mut project);
+        many(&project, n, &format!("mode: pilot, pilots: {cpus}"));
+        let started = Instant::now();
+        assert_eq!(project.run(args), format!("0 cached, {n} ran"));
+        started.elapsed().as_secs_f64()
+    };
+    let (mut here, mut there) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..times {
+        here = here.min(timed(&[&format!("-j{cpus}")]));
+        there = there.min(timed(&["--on", "slurm"]));
+    }
+    println!("{n} steps: {here:.2} s here, {there:.2} s by pilots, ratio {:.2}", there / here);
+    // A pilot is scheduled, started and waited for once, whatever the number of steps.
+    let fixed = 3.0;
+    assert!(there <= 1.3 * here + fixed, "{there} s, and here {here} s");
+}
