@@ -88,15 +88,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
         let (plan, ids) = (&loaded.plan, (&*run_id, like.as_deref().unwrap_or(&run_id)));
         found.keep(&cache, plan, ids, &loaded.sources, unchanged::gpus_of(plan));
     }
-    if (outcome.summary.failed > 0 || outcome.unkept.is_some())
-        && let Some(full) = cache::disk::trouble(cache.root())
-    {
-        out::message(full);
-    }
-    if !args.json {
-        ahead::tell_left(&loaded.plan, &outcome.left, args.budget);
-    }
-    console.last_line(&outcome.summary);
+    last_words(&args, &loaded.plan, &cache, &outcome, &mut console);
     // A great plan takes longer to take apart than the process has left.
     std::mem::forget((std::mem::take(&mut outcome.steps), loaded));
     kept?;
@@ -104,6 +96,25 @@ pub fn run(args: Run) -> Result<ExitCode> {
         Some(error) => Err(error.into()),
         None => Ok(exit_code(&outcome.summary)),
     }
+}
+
+/// What is said at the end of a run.
+fn last_words(
+    args: &Run,
+    plan: &Plan,
+    cache: &cache::Cache,
+    outcome: &Outcome,
+    console: &mut Console,
+) {
+    if (outcome.summary.failed > 0 || outcome.unkept.is_some())
+        && let Some(full) = cache::disk::trouble(cache.root())
+    {
+        out::message(full);
+    }
+    if !args.json {
+        ahead::tell_left(plan, &outcome.left, args.budget);
+    }
+    console.last_line(&outcome.summary);
 }
 
 /// Whether there was nothing to do, which then is told and recorded.
