@@ -166,6 +166,7 @@ fn trial(random: &mut Random, cluster: &Cluster, trial: u64) {
     let log = || project.read(&format!("leader-{trial}.log"));
     loop {
         random.pause(2500);
+        cluster.repair();
         if let Some(status) = leader.try_wait().unwrap() {
             assert_eq!(status.code(), Some(0), "{done:#?}\n{}", log());
             break;

@@ -46,6 +46,16 @@ impl Cluster {
         assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// What an administrator does: a controller killed before it ever saved its state gives ids of
+    /// jobs anew, and Slurm then takes nodes out of service that know them already.
+    pub fn repair(&self) {
+        let drained = self.ask("sinfo", &["-h", "-N", "-t", "drain", "-o", "%N"]);
+        for node in String::from_utf8_lossy(&drained.stdout).lines() {
+            let name = format!("nodename={}", node.trim());
+            self.ask("scontrol", &["update", &name, "state=resume"]);
+        }
+    }
+
     /// A command of Slurm's.
     pub fn ask(&self, program: &str, args: &[&str]) -> Output {
         Command::new(program).args(args).env("SLURM_CONF", self.conf()).output().unwrap()

@@ -137,3 +137,24 @@ fn wait_empty(cluster: &Cluster, project: &Project) {
     }
     project.wait_until("every process has ended", || project.processes().is_empty());
 }
+
+/// What jobs and pilots had is done by others, and is told to be the node's fault.
+#[test]
+fn a_node_that_is_lost_costs_its_steps_one_attempt() {
+    for mode in ["submit", "pilot"] {
+        let Some(cluster) = Cluster::start(&[]) else { return };
+        let project = waiting(&cluster, mode);
+        let leader = project.start(&["run", "p.yaml", "--on", "slurm"]);
+        began(&project, 3);
+        // All three have room on one node, and it is the first.
+        cluster.fault("kill-node", Some("n1"));
+        project.write("go", "");
+        let output = leader.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{mode}: {stderr}");
+        assert!(stderr.contains("lost with its node"), "{mode}: {stderr}");
+        assert_eq!(project.count("began"), 6, "{mode}: each once more\n{stderr}");
+        assert_eq!(project.read("o.txt"), "0\n1\n2\n");
+        assert_eq!((entries(project.cache()), divergences(project.cache())), (4, 0));
+    }
+}

@@ -280,7 +280,9 @@ impl Driver {
     fn more_pilots(&mut self) {
         for number in 0..self.pilots.len() {
             let queue = self.pilots[number].queue.0.clone();
-            let orders = self.in_queue(&queue).len();
+            // What a pilot had that may be lost is given to no other, until that is known.
+            let orders = self.in_queue(&queue);
+            let orders = orders.iter().filter(|id| self.jobs[id].missing.is_none()).count();
             let of = |b: &&Batched| b.pilots.as_ref().is_some_and(|(q, _)| *q == queue);
             let alive: usize = self
                 .arrays

@@ -1,6 +1,7 @@
 //! What becomes of jobs: exit records first, then one question for all, asked less and less often.
 //! Only an exit record tells a success; what nobody knows is lost, after a second look.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -183,11 +184,21 @@ impl Driver {
         let known =
             |name: &String| matches!(self.arrays.get(name).map(|b| &b.state), Some(Sent::Known(_)));
         names.extend(attached.filter(known));
+        names.extend(self.of_taken());
         names.sort_unstable();
         names.dedup();
         if !names.is_empty() && self.clerk.send(Ask::Poll(names)).is_ok() {
             self.polling = true;
         }
+    }
+
+    /// Arrays of pilots that have taken orders, also of those that are over: what they had is lost.
+    fn of_taken(&self) -> Vec<String> {
+        let taken = self.jobs.values().filter(|job| matches!(job.at, At::Pilots { .. }));
+        let ids: HashSet<&str> =
+            taken.filter_map(|job| job.place.as_ref()?.job.split('_').next()).collect();
+        let theirs = |batched: &&super::driver::Batched| matches!(&batched.state, Sent::Known(id) if ids.contains(&id[..]));
+        self.arrays.values().filter(theirs).map(|batched| batched.array.name.clone()).collect()
     }
 
     /// The batch system has answered, or not.
