@@ -40,8 +40,8 @@ pub struct Fetched {
 impl Remote {
     /// Brings the bytes of `outputs` into the cache; those that are there already cost nothing.
     /// They are not durable yet; the next group commit makes them so, and after a loss of power they
-    /// are hashed before use. A lease of the caller's own should hold them before, so that they stay also afterwards.
-    /// A fetch that breaks off, also by a kill, is gone on with by the next.
+    /// are hashed before use. A lease of the caller's own should hold them before, so that they stay
+    /// also afterwards. A fetch that breaks off, also by a kill, is gone on with by the next.
     ///
     /// # Errors
     /// [`Trouble::Missing`] and [`Trouble::Damaged`]: the bytes have to be made again.

@@ -1,14 +1,18 @@
 //! Removes what is left of attempts, beside the loop. Only tidiness: what stays is found and removed
 //! with the next result of its key.
 
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use cache::{Cache, Key};
 
+/// So many attempts may wait to be removed; then whoever brings more waits, so that what is left of a
+/// long run never fills the disk.
+const BEHIND: usize = 1024;
+
 /// A thread that removes attempts; dropping it waits until it is through.
 pub(super) struct Tidy {
-    sender: Option<Sender<Key>>,
+    sender: Option<SyncSender<Key>>,
     thread: Option<JoinHandle<()>>,
     cache: Cache,
 }
@@ -22,7 +26,7 @@ impl Tidy {
     /// Removes the attempts at `key` that nobody holds, soon.
     pub fn clean(&mut self, key: Key) {
         let sender = self.sender.get_or_insert_with(|| {
-            let (sender, receiver) = channel::<Key>();
+            let (sender, receiver) = sync_channel::<Key>(BEHIND);
             let cache = self.cache.clone();
             self.thread = Some(std::thread::spawn(move || {
                 receiver.iter().for_each(|key| drop(cache.attempts_clean(&key)));
