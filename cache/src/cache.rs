@@ -252,7 +252,7 @@ impl Cache {
     pub fn digest_of(&self, path: impl AsRef<Path>) -> Result<(Digest, Kind, u64)> {
         let path = path.as_ref();
         let real = fs::canonicalize(path).at("find", path)?;
-        tree::hash_with(&real, &mut |path, meta| self.file_digest(path, meta))
+        tree::hash_with(&real, &|path, meta| self.file_digest(path, meta))
     }
 
     /// Digest and bytes of the directory that `files` would make under their names; links are
@@ -261,7 +261,7 @@ impl Cache {
     /// # Errors
     /// As [`crate::hash_path`].
     pub fn digest_of_files(&self, files: &[(String, PathBuf)]) -> Result<(Digest, u64)> {
-        tree::hash_files(files, &mut |path, meta| self.file_digest(path, meta))
+        tree::hash_files(files, &|path, meta| self.file_digest(path, meta))
     }
 
     fn file_digest(&self, path: &Path, meta: &Metadata) -> Result<Digest> {

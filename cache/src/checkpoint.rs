@@ -102,7 +102,7 @@ fn seal(dir: &Path, to: &Path) -> io::Result<()> {
         error => io::Error::other(error.to_string()),
     };
     sync_below(dir)?;
-    let (digest, ..) = tree::hash_with(dir, &mut tree::hash_leaf).map_err(of_ours)?;
+    let (digest, ..) = tree::hash_with(dir, &tree::hash_leaf).map_err(of_ours)?;
     let seal = Seal { of: place(to), digest, seen: Digest::from_bytes(look_inside(dir)?) };
     let body = serde_json::to_string(&seal).expect("texts only");
     let staged = to.with_extension("seal.tmp");
@@ -127,7 +127,7 @@ fn check(sealed: &Path, thorough: bool) -> Result<(), String> {
     {
         return Ok(());
     }
-    let hashed = tree::hash_with(sealed, &mut tree::hash_leaf).map_err(|e| e.to_string())?;
+    let hashed = tree::hash_with(sealed, &tree::hash_leaf).map_err(|e| e.to_string())?;
     match hashed.0 == seal.digest {
         true => Ok(()),
         false => Err(format!("its digest is `{}`", hashed.0)),

@@ -1,12 +1,17 @@
 //! `Digest` (of content) and `Key` (of all that decides an output): blake3 of exact bytes.
 //! Knows files only as bytes; directories are `tree.rs`.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::str::FromStr;
 
+use blake3::hazmat::{
+    ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
+};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -116,8 +121,9 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// Files from this size on are read in big pieces that all cores hash together.
-const BIG: u64 = 1 << 20;
+/// So many bytes are read and hashed by one thread in one go: they stay in the cache of its core.
+const PART: u64 = 256 << 10;
+/// In such pieces files are read elsewhere.
 pub(crate) const PIECE: usize = 8 << 20;
 
 /// Digest and size of a regular file (a symbolic link is followed).
@@ -137,40 +143,51 @@ pub(crate) fn hash_open(file: &File, path: &Path) -> Result<(Digest, u64)> {
     if !before.is_file() {
         return Err(Error::Special { path: path.to_path_buf() });
     }
-    let mut hasher = blake3::Hasher::new();
-    let bytes = feed(&mut hasher, file, before.len()).at("read", path)?;
+    let changed = || Error::Changed { path: path.to_path_buf() };
+    let (hash, bytes) = match whole(file, before.len()) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(changed()),
+        result => result.at("read", path)?,
+    };
     let after = file.metadata().at("inspect", path)?;
     if bytes != after.len() || Stamp::of(&before) != Stamp::of(&after) {
-        return Err(Error::Changed { path: path.to_path_buf() });
+        return Err(changed());
     }
-    Ok((Digest(*hasher.finalize().as_bytes()), bytes))
+    Ok((Digest(*hash.as_bytes()), bytes))
 }
 
-fn feed(hasher: &mut blake3::Hasher, mut file: &File, size: u64) -> io::Result<u64> {
-    if size < BIG {
-        let mut buffer = Vec::with_capacity(size as usize + 1);
-        let n = file.read_to_end(&mut buffer)?;
-        hasher.update(&buffer);
-        return Ok(n as u64);
+/// The hash of a file of `size` bytes, and how many it really had, as far as that was seen.
+fn whole(mut file: &File, size: u64) -> io::Result<(blake3::Hash, u64)> {
+    if size > PART {
+        let (left, right) = halves(file, 0, size)?;
+        return Ok((merge_subtrees_root(&left, &right, Mode::Hash), size));
     }
-    let mut buffer = vec![0; PIECE];
-    let mut total = 0;
-    loop {
-        let mut filled = 0;
-        while filled < PIECE {
-            match file.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        hasher.update_rayon(&buffer[..filled]);
-        total += filled as u64;
-        if filled < PIECE {
-            return Ok(total);
-        }
+    let mut buffer = Vec::with_capacity(size as usize + 1);
+    let n = file.read_to_end(&mut buffer)?;
+    Ok((blake3::hash(&buffer), n as u64))
+}
+
+/// The two subtrees of the `size` bytes at `at`, on two threads if there is one free.
+fn halves(file: &File, at: u64, size: u64) -> io::Result<(ChainingValue, ChainingValue)> {
+    let middle = left_subtree_len(size);
+    let (left, right) =
+        rayon::join(|| subtree(file, at, middle), || subtree(file, at + middle, size - middle));
+    Ok((left?, right?))
+}
+
+fn subtree(file: &File, at: u64, size: u64) -> io::Result<ChainingValue> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
+    if size > PART {
+        let (left, right) = halves(file, at, size)?;
+        return Ok(merge_subtrees_non_root(&left, &right, Mode::Hash));
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.resize(PART as usize, 0);
+        let part = &mut buffer[..size as usize];
+        file.read_exact_at(part, at)?;
+        Ok(blake3::Hasher::new().set_input_offset(at).update(part).finalize_non_root())
+    })
 }
 
 #[cfg(test)]
@@ -195,7 +212,8 @@ mod tests {
     fn a_file_is_the_blake3_of_its_bytes_at_every_size() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let edges = [0, 1, BIG as usize - 1, BIG as usize, PIECE - 1, PIECE, PIECE + 1];
+        let part = PART as usize;
+        let edges = [0, 1, part - 1, part, part + 1, 2 * part + 1, 3 * part, 7 * part + 1025];
         for size in edges {
             let bytes: Vec<u8> = (0..size).map(|i| (i * 31 % 251) as u8).collect();
             std::fs::write(&path, &bytes).unwrap();

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::locked;
 use crate::digest::Digest;
 use crate::entry::check_name;
 use crate::error::Result;
@@ -65,15 +67,17 @@ impl Recipe {
     /// # Errors
     /// As [`crate::hash_path`], and for names that are not UTF-8.
     pub fn of_dir(dir: &Path) -> Result<Recipe> {
-        let mut files = Vec::new();
-        let mut leaf = |path: &Path, meta: &std::fs::Metadata| {
+        let files = Mutex::new(Vec::new());
+        let leaf = |path: &Path, meta: &std::fs::Metadata| {
             let digest = tree::hash_leaf(path, meta)?;
             let parts = vec![Part { digest, bytes: meta.len() }];
             let executable = tree::executable(meta);
-            files.push(Item { path: below(dir, path)?, executable, parts });
+            let item = Item { path: below(dir, path)?, executable, parts };
+            locked(&files).push(item);
             Ok(digest)
         };
-        let (digest, kind, bytes) = tree::hash_with(dir, &mut leaf)?;
+        let (digest, kind, bytes) = tree::hash_with(dir, &leaf)?;
+        let mut files = files.into_inner().unwrap_or_else(PoisonError::into_inner);
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let empty = tree::empty_dirs(dir)?;
         let mut empty_dirs: Vec<String> =

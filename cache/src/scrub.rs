@@ -224,7 +224,7 @@ pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
 
 /// What is wrong with an object; what has just gone is not wrong.
 fn examine(path: &Path, digest: &Digest) -> Result<Option<String>> {
-    Ok(match judged(tree::hash_with(path, &mut |path, meta| tree::hash_leaf(path, meta)))? {
+    Ok(match judged(tree::hash_with(path, &tree::hash_leaf))? {
         Ok((found, ..)) if found == *digest => None,
         Ok((found, ..)) => Some(format!("its digest is `{found}`")),
         Err(what) => Some(what),

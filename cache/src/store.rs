@@ -33,7 +33,7 @@ pub(crate) fn put(layout: &Layout, path: &Path, within: &Path) -> Result<Stored>
     {
         return Ok(stored);
     }
-    let (digest, found, bytes) = tree::hash_with(path, &mut |p, meta| tree::hash_leaf(p, meta))?;
+    let (digest, found, bytes) = tree::hash_with(path, &tree::hash_leaf)?;
     if found != kind {
         return Err(Error::Changed { path: path.to_path_buf() });
     }
@@ -94,7 +94,7 @@ pub(crate) fn check(object: &Path, digest: &Digest, kind: Kind) -> Result<()> {
     if fs::symlink_metadata(object).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Err(Error::Missing { digest: *digest, path: object.to_path_buf() });
     }
-    let (found, found_kind, _) = tree::hash_with(object, &mut |p, meta| tree::hash_leaf(p, meta))?;
+    let (found, found_kind, _) = tree::hash_with(object, &tree::hash_leaf)?;
     if found_kind != kind {
         return Err(damaged(format!("expected a {kind:?}, found a {found_kind:?}").to_lowercase()));
     }

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,9 @@ pub enum Kind {
     Dir,
 }
 
+/// Gives a file's digest. Those of a directory are asked for on several threads at once.
+pub(crate) type Leaf<'a> = dyn Fn(&Path, &Metadata) -> Result<Digest> + Sync + 'a;
+
 /// Directories are hashed in a domain of their own, so that no file has a directory's digest.
 const DOMAIN: &str = "pipe cache: directory listing, version 1";
 
@@ -35,13 +39,13 @@ const DOMAIN: &str = "pipe cache: directory listing, version 1";
 pub fn hash_path(path: impl AsRef<Path>) -> Result<(Digest, Kind, u64)> {
     let path = path.as_ref();
     let real = fs::canonicalize(path).at("find", path)?;
-    hash_with(&real, &mut |path, meta| hash_leaf(path, meta))
+    hash_with(&real, &hash_leaf)
 }
 
 /// As [`hash_path`] for a path that is itself no link; `leaf` gives a file's digest.
 pub(crate) fn hash_with(
     path: &Path,
-    leaf: &mut dyn FnMut(&Path, &Metadata) -> Result<Digest>,
+    leaf: &Leaf<'_>,
 ) -> Result<(Digest, Kind, u64)> {
     let meta = fs::symlink_metadata(path).at("inspect", path)?;
     match kind_of(path, &meta)? {
@@ -56,20 +60,27 @@ pub(crate) fn hash_with(
 /// A directory's digest: per entry, sorted by name: kind, length and bytes of the name, digest.
 fn hash_dir(
     dir: &Path,
-    leaf: &mut dyn FnMut(&Path, &Metadata) -> Result<Digest>,
+    leaf: &Leaf<'_>,
 ) -> Result<(Digest, u64)> {
-    let mut bytes = 0;
-    let mut listing = Vec::new();
-    for (path, meta) in list(dir)? {
-        let (tag, digest, size) = match kind_of(&path, &meta)? {
+    let hash = |(path, meta): &(PathBuf, Metadata)| -> Result<_> {
+        let (tag, digest, size) = match kind_of(path, meta)? {
             Kind::Dir => {
-                let (digest, size) = hash_dir(&path, leaf)?;
+                let (digest, size) = hash_dir(path, leaf)?;
                 (b'd', digest, size)
             }
-            Kind::File if executable(&meta) => (b'x', leaf(&path, &meta)?, meta.len()),
-            Kind::File => (b'f', leaf(&path, &meta)?, meta.len()),
+            Kind::File if executable(meta) => (b'x', leaf(path, meta)?, meta.len()),
+            Kind::File => (b'f', leaf(path, meta)?, meta.len()),
         };
-        listing.push((tag, path.file_name().unwrap_or_default().as_bytes().to_vec(), digest));
+        Ok(((tag, path.file_name().unwrap_or_default().as_bytes().to_vec(), digest), size))
+    };
+    let items = list(dir)?;
+    // All of them, so that of several errors always the same is told.
+    let hashed: Vec<Result<_>> = items.par_iter().map(hash).collect();
+    let mut bytes = 0;
+    let mut listing = Vec::with_capacity(hashed.len());
+    for item in hashed {
+        let (item, size) = item?;
+        listing.push(item);
         bytes += size;
     }
     Ok((hash_listing(&listing), bytes))
@@ -141,18 +152,20 @@ impl Branch {
 /// names; `leaf` gives a file's digest.
 pub(crate) fn hash_files(
     files: &[(String, PathBuf)],
-    leaf: &mut dyn FnMut(&Path, &Metadata) -> Result<Digest>,
+    leaf: &Leaf<'_>,
 ) -> Result<(Digest, u64)> {
-    let (mut listing, mut bytes) = (Vec::with_capacity(files.len()), 0);
-    for (name, path) in files {
+    let hash = |(name, path): &(String, PathBuf)| -> Result<_> {
         let real = fs::canonicalize(path).at("find", path)?;
         let meta = fs::symlink_metadata(&real).at("inspect", &real)?;
         if kind_of(&real, &meta)? != Kind::File {
             return Err(Error::Special { path: real });
         }
-        listing.push((b'f', name.as_bytes().to_vec(), leaf(&real, &meta)?));
-        bytes += meta.len();
-    }
+        Ok(((b'f', name.as_bytes().to_vec(), leaf(&real, &meta)?), meta.len()))
+    };
+    let hashed: Vec<Result<_>> = files.par_iter().map(hash).collect();
+    let hashed: Vec<_> = hashed.into_iter().collect::<Result<_>>()?;
+    let bytes = hashed.iter().map(|(_, bytes)| bytes).sum();
+    let mut listing: Vec<_> = hashed.into_iter().map(|(item, _)| item).collect();
     listing.sort_by(|a, b| a.1.cmp(&b.1));
     Ok((hash_listing(&listing), bytes))
 }
@@ -364,12 +377,17 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
 
 /// The items of a directory sorted by the bytes of their names.
 fn list(dir: &Path) -> Result<Vec<(PathBuf, Metadata)>> {
-    let mut items = Vec::new();
-    for item in fs::read_dir(dir).at("list", dir)? {
-        let path = item.at("list", dir)?.path();
+    let paths = fs::read_dir(dir).at("list", dir)?.map(|item| item.map(|item| item.path()));
+    let mut paths: Vec<PathBuf> = paths.collect::<io::Result<_>>().at("list", dir)?;
+    paths.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    let inspected = |path: PathBuf| {
         let meta = fs::symlink_metadata(&path).at("inspect", &path)?;
-        items.push((path, meta));
+        Ok((path, meta))
+    };
+    // Fewer are looked at faster than threads are woken.
+    if paths.len() < 64 {
+        return paths.into_iter().map(inspected).collect();
     }
-    items.sort_by(|a, b| a.0.file_name().cmp(&b.0.file_name()));
-    Ok(items)
+    let items: Vec<Result<_>> = paths.into_par_iter().map(inspected).collect();
+    items.into_iter().collect()
 }

@@ -89,7 +89,7 @@ impl Building {
             tree::set_mode(path, 0o555)?;
         }
         tree::freeze(&self.root, cache.layout().access())?;
-        let (found, ..) = tree::hash_with(&self.root, &mut |p, meta| tree::hash_leaf(p, meta))?;
+        let (found, ..) = tree::hash_with(&self.root, &tree::hash_leaf)?;
         if found != recipe.digest {
             return Ok(false);
         }
