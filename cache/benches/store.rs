@@ -5,6 +5,7 @@
 //! store open CACHE           the kept file, looked up, checked and mapped: milliseconds
 //! store tensors BYTES CACHE  a file of tensors, kept in parts and read: seconds of both
 //! store small COUNT CACHE    results of a few bytes: results a second
+//! store hash PATH [CACHE]    for `benches/hashing`: reads PATH, or asks CACHE of it as a run does
 //! ```
 
 use std::fs::{self, File};
@@ -27,6 +28,8 @@ fn main() {
         ["open", cache] => look(Path::new(cache)),
         ["tensors", bytes, cache] => tensors(bytes.parse().unwrap(), &open(cache)),
         ["small", count, cache] => small(count.parse().unwrap(), &open(cache)),
+        ["hash", path] => cache::hash_path(path).unwrap().0.to_string(),
+        ["hash", path, cache] => open(cache).digest_of(path).unwrap().0.to_string(),
         // `cargo test --benches` comes here.
         _ => "see the file's first lines; `benches/store` runs it".into(),
     };

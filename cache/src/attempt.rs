@@ -3,12 +3,12 @@
 //!
 //! A handle holds a shared lock on `<attempt>/lock`, so that a directory in use is never cleaned.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
@@ -17,13 +17,14 @@ use crate::digest::{Digest, Key};
 use crate::entry::{Output, check_name};
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, unique};
-use crate::lease::Lock;
+use crate::lease::{HOLDS, Lock};
 use crate::leased::{self, Shared};
 use crate::lives::Lives;
 use crate::loss;
+use crate::spares::{Spare, Spares, Use};
 use crate::stat::Stamp;
 use crate::tree::Kind;
-use crate::{checkpoint, sealed, store, tree};
+use crate::{checkpoint, sealed, spares, store, tree};
 
 const KIND: &str = "pipe-attempt";
 const VERSION: u32 = 1;
@@ -32,6 +33,10 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const LOCK: &str = "lock";
 /// What a finished attempt leaves.
 pub(crate) const JSON: &str = "attempt.json";
+/// That, while it is written.
+const JSON_TMP: &str = "attempt.json.tmp";
+/// An attempt with more notes than so many bytes is not used again.
+const NOTES: u64 = 4096;
 
 /// What a successful attempt leaves behind in `attempt.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,7 +80,7 @@ impl Drop for Hold {
 }
 
 impl Attempt {
-    pub(crate) fn create(layout: &Layout, key: &Key) -> Result<Attempt> {
+    pub(crate) fn create(layout: &Layout, spares: &Spares, key: &Key) -> Result<Attempt> {
         let parent = layout.attempts(key);
         if let Some(lives) = layout.lives() {
             return Attempt::create_leased(layout, lives, &parent);
@@ -83,6 +88,9 @@ impl Attempt {
         // So that gc never sees an attempt that is not locked yet, nor removes a checkpoint which
         // this one will find.
         let _lock = Lock::shared(layout)?;
+        if let Some(attempt) = Attempt::by_spare(layout, spares, &parent) {
+            return Ok(attempt);
+        }
         loop {
             layout.make_dir(&parent)?;
             let dir = parent.join(unique());
@@ -100,6 +108,22 @@ impl Attempt {
                 return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
             }
         }
+    }
+
+    /// A bare attempt of an earlier key, under a name that was never used, if `parent` has none.
+    fn by_spare(layout: &Layout, spares: &Spares, parent: &Path) -> Option<Attempt> {
+        if fs::symlink_metadata(parent).is_ok() {
+            return None;
+        }
+        let Spare { path, inner, lock } = spares.take(Use::Attempt)?;
+        let name = unique();
+        spares::rename(&inner, &path.join(&name)).ok()?;
+        // For a moment it has no lock, in which another process may take the spare.
+        flock(&lock, FlockOperation::NonBlockingLockShared).ok()?;
+        spares::rename(&path, parent).ok()?;
+        loss::named(parent, Some(&path));
+        let dir = parent.join(name);
+        Some(Attempt { dir, layout: layout.clone(), _lock: Hold::Kernel(lock) })
     }
 
     /// Made elsewhere, so that under its name it is never without its lock.
@@ -188,13 +212,18 @@ impl Attempt {
         let left = Left { key, finished: finished.clone() };
         let body = serde_json::to_string(&left).expect("texts and numbers only");
         let path = self.dir.join(JSON);
-        let tmp = self.dir.join("attempt.json.tmp");
-        // Whatever the program has put there goes, and no link is written through.
-        tree::remove(&tmp)?;
+        let tmp = self.dir.join(JSON_TMP);
+        let mut there = overwritable(&tmp);
+        if there.is_none() {
+            // Whatever the program has put there goes, and no link is written through.
+            tree::remove(&tmp)?;
+        }
         let write = || {
-            let mut file = File::create_new(&tmp)?;
+            let text = sealed::seal(KIND, VERSION, &(body + "\n"));
+            let mut file = there.take().map_or_else(|| File::create_new(&tmp), Ok)?;
             self.layout.access().admit(&file)?;
-            file.write_all(sealed::seal(KIND, VERSION, &(body + "\n")).as_bytes())
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
         };
         write().at("write", &tmp)?;
         loss::wrote(&tmp);
@@ -209,7 +238,7 @@ impl Attempt {
 impl Cache {
     /// A new private directory for one try at `key`.
     pub fn attempt(&self, key: &Key) -> Result<Attempt> {
-        Attempt::create(self.layout(), key)
+        Attempt::create(self.layout(), &self.inner.spares, key)
     }
 
     /// The newest sealed checkpoint of any attempt at `key`: its position and its directory.
@@ -251,6 +280,33 @@ impl Cache {
             finished.log = finished.log.filter(right);
             finished.outputs.iter().all(whole).then_some(finished)
         })
+    }
+
+    /// As [`Cache::attempts_clean`], and what is left of one that left nothing is kept for the
+    /// attempts of other keys: only where no process of it can be at work any more.
+    pub fn attempts_park(&self, key: &Key) {
+        if !self.park(key).unwrap_or(false) {
+            let _ = self.attempts_clean(key);
+        }
+    }
+
+    /// Makes the only attempt at `key` a spare, if there is nothing in it but what we put there.
+    fn park(&self, key: &Key) -> Result<bool> {
+        let (layout, spares) = (self.layout(), &self.inner.spares);
+        let (parent, Some(path)) = (layout.attempts(key), spares.room(Use::Attempt)) else {
+            return Ok(false);
+        };
+        // While nobody makes another one beside it.
+        let _lock = Lock::exclusive(layout)?;
+        let Some(dir) = spares::sole(&parent) else { return Ok(false) };
+        let Some(lock) = spares::lock(&dir.join(LOCK)) else { return Ok(false) };
+        if !is_bare(&dir, layout.access().dir()) || spares::rename(&parent, &path).is_err() {
+            return Ok(false);
+        }
+        loss::named(&path, Some(&parent));
+        let inner = path.join(dir.file_name().unwrap_or_default());
+        spares.keep(Use::Attempt, Spare { path, inner, lock });
+        Ok(true)
     }
 
     /// Removes the attempts at `key` that nobody holds, with their checkpoints. For the holder of
@@ -304,6 +360,32 @@ pub(crate) fn judge(dir: &Path) -> Result<Option<Finished>, String> {
         true => Ok(Some(left.finished)),
         false => Err(format!("it is of an attempt at another key, `{}`", left.key)),
     }
+}
+
+/// The file at `path`, to be written anew in its place, if it is a plain file with one name.
+fn overwritable(path: &Path) -> Option<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.nlink() == 1).then_some(file)
+}
+
+/// Whether an attempt's directory is as a new one, but for notes and for what it made, which is
+/// forgotten here.
+fn is_bare(dir: &Path, mode: u32) -> bool {
+    let as_made = fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir() && m.mode() & 0o7777 == mode);
+    let Ok(items) = fs::read_dir(dir) else { return false };
+    as_made
+        && items.into_iter().all(|item| {
+            let Ok(item) = item else { return false };
+            let plain = |most: u64| item.metadata().is_ok_and(|m| m.is_file() && m.len() <= most);
+            match item.file_name().to_str() {
+                Some(LOCK) => plain(0),
+                Some(HOLDS | JSON_TMP) => plain(NOTES),
+                // Its file is written over by the next one.
+                Some(JSON) => fs::rename(item.path(), dir.join(JSON_TMP)).is_ok(),
+                _ => false,
+            }
+        })
 }
 
 /// The key that the directory of an attempt belongs to.

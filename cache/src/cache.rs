@@ -18,6 +18,7 @@ use crate::entry::Entry;
 use crate::error::{At, Error, Result};
 use crate::index::{self, Index, Row};
 use crate::layout::Layout;
+use crate::spares::Spares;
 use crate::stat::Stamp;
 use crate::tree::{self, Kind};
 
@@ -35,6 +36,7 @@ pub struct Cache {
 #[derive(Debug)]
 pub(crate) struct Inner {
     layout: Layout,
+    pub(crate) spares: Arc<Spares>,
     index: OnceLock<Option<Index>>,
     /// Published by this process, not yet durable; true when it is to replace what is there.
     pending: Mutex<HashMap<Key, (Entry, bool)>>,
@@ -80,6 +82,7 @@ impl Cache {
     fn of(layout: Layout) -> Result<Cache> {
         layout.sweep();
         let inner = Inner {
+            spares: Arc::new(Spares::new(&layout)),
             layout,
             index: OnceLock::new(),
             pending: Mutex::default(),

@@ -2,9 +2,10 @@
 //! that nothing is ever left to unlock; on a network's file system a lease. Knows nothing of results.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{ErrorKind, Read, Seek};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
@@ -15,6 +16,7 @@ use crate::crash_point;
 use crate::digest::Key;
 use crate::error::{At, Result};
 use crate::leased::{Exclusive, Tried};
+use crate::spares::{self, Spare, Spares, Use};
 
 /// The outcome of trying to claim a key.
 #[derive(Debug)]
@@ -40,12 +42,15 @@ pub struct Claim {
     key: Key,
     path: PathBuf,
     hold: Hold,
+    spares: Arc<Spares>,
 }
 
 #[derive(Debug)]
 enum Hold {
     Kernel(File),
     Leased(Exclusive),
+    /// Given back.
+    Over,
 }
 
 impl Cache {
@@ -57,10 +62,11 @@ impl Cache {
         if let Some(lives) = layout.lives() {
             return Ok(match Exclusive::attempt(layout, lives, &path, &signature(who))? {
                 Tried::Busy(about) => Claimed::Busy(read_holder(&about, 0)),
-                Tried::Mine(lock) => {
-                    Claimed::Mine(Claim { key: *key, path, hold: Hold::Leased(lock) })
-                }
+                Tried::Mine(lock) => Claimed::Mine(self.claimed(key, path, Hold::Leased(lock))),
             });
+        }
+        if let Some(file) = self.by_spare(&path, who)? {
+            return Ok(Claimed::Mine(self.claimed(key, path, Hold::Kernel(file))));
         }
         loop {
             let mut file = match layout.open_file(&path, false) {
@@ -79,8 +85,34 @@ impl Cache {
             if named(&path, &file) {
                 crash_point!("claim.before-name");
                 sign(&file, who).at("write", &path)?;
-                return Ok(Claimed::Mine(Claim { key: *key, path, hold: Hold::Kernel(file) }));
+                return Ok(Claimed::Mine(self.claimed(key, path, Hold::Kernel(file))));
             }
+        }
+    }
+
+    fn claimed(&self, key: &Key, path: PathBuf, hold: Hold) -> Claim {
+        Claim { key: *key, path, hold, spares: self.inner.spares.clone() }
+    }
+
+    /// The file of an earlier claim, locked all the time, under this name if nobody has it.
+    fn by_spare(&self, path: &Path, who: &str) -> Result<Option<File>> {
+        let Some(spare) = self.inner.spares.take(Use::Claim) else { return Ok(None) };
+        sign(&spare.lock, who).at("write", &spare.path)?;
+        let named = match spares::rename(&spare.path, path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.layout().make_dir(path.parent().expect("locks are in shards"))?;
+                spares::rename(&spare.path, path)
+            }
+            result => result,
+        };
+        match named {
+            Ok(()) => Ok(Some(spare.lock)),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                self.inner.spares.keep(Use::Claim, spare);
+                Ok(None)
+            }
+            // It is the file system's to refuse; another file will do.
+            Err(_) => Ok(None),
         }
     }
 }
@@ -93,7 +125,7 @@ impl Claim {
     /// Whether nobody has taken it since, as they do of a holder that was silent for long.
     pub fn is_mine(&self) -> bool {
         match &self.hold {
-            Hold::Kernel(_) => true,
+            Hold::Kernel(_) | Hold::Over => true,
             Hold::Leased(lock) => lock.is_mine(),
         }
     }
@@ -108,13 +140,22 @@ fn named(path: &Path, file: &File) -> bool {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let Hold::Kernel(file) = &self.hold else { return };
-        if named(&self.path, file) {
-            let _ = fs::remove_file(&self.path);
+        let Hold::Kernel(file) = std::mem::replace(&mut self.hold, Hold::Over) else { return };
+        if named(&self.path, &file) {
+            let spare = self.spares.room(Use::Claim);
+            let kept = spare.filter(|spare| spares::rename(&self.path, spare).is_ok());
+            if kept.is_none() {
+                let _ = fs::remove_file(&self.path);
+            }
             crash_point!("claim.after-remove");
+            if let Some(path) = kept {
+                // Whoever opened it by its old name finds it locked, and then without that name.
+                let spare = Spare { inner: path.clone(), path, lock: file };
+                return self.spares.keep(Use::Claim, spare);
+            }
         }
         // Explicitly, since a child between fork and exec still shares the open file.
-        let _ = flock(file, FlockOperation::Unlock);
+        let _ = flock(&file, FlockOperation::Unlock);
     }
 }
 
@@ -124,10 +165,12 @@ fn signature(who: &str) -> String {
     format!("{} {since}\n{who}", std::process::id())
 }
 
-fn sign(mut file: &File, who: &str) -> std::io::Result<()> {
-    file.set_len(0)?;
-    // One write, so that a reader sees all of it or nothing.
-    file.write_all(signature(who).as_bytes())
+fn sign(file: &File, who: &str) -> std::io::Result<()> {
+    let text = signature(who);
+    // One write, so that a reader sees all of it or nothing; over what is there, which costs less
+    // than to remove that first.
+    file.write_all_at(text.as_bytes(), 0)?;
+    file.set_len(text.len() as u64)
 }
 
 fn holder(file: &mut File) -> Holder {

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,9 +29,12 @@ use crate::stat::Stamp;
 use crate::store;
 use crate::tree;
 
-/// How long the first result of a group waits for others, and how many it waits for.
+/// How long the first result of a group waits for others, and for how many at most.
 const WAIT: Duration = Duration::from_millis(50);
 const GROUP: usize = 1024;
+/// Each result keeps two files open, its claim and its attempt, in the group at work and in the one
+/// that waits. Together they take no more than half of what the process may open.
+const FILES: usize = 8;
 /// Where syncing is slow it also slows whoever makes files meanwhile, so a group waits so many times
 /// as long as the one before took, up to so long.
 const SHARE: u32 = 4;
@@ -83,7 +86,7 @@ enum Message {
 #[derive(Debug)]
 pub struct Committer {
     cache: Cache,
-    sender: Option<Sender<Message>>,
+    sender: Option<SyncSender<Message>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -93,18 +96,20 @@ impl Cache {
         &self,
         on_durable: impl Fn(Vec<(Key, Published)>) + Send + 'static,
     ) -> Committer {
-        let (sender, receiver) = channel();
+        let most = most();
+        let (sender, receiver) = sync_channel(most);
         let cache = self.clone();
         let thread = std::thread::Builder::new()
             .name("commit".to_string())
-            .spawn(move || serve(&cache, &receiver, &on_durable))
+            .spawn(move || serve(&cache, &receiver, most, &on_durable))
             .expect("a thread can be started");
         Committer { cache: self.clone(), sender: Some(sender), thread: Some(thread) }
     }
 }
 
 impl Committer {
-    /// Gives a result away; lookups through this cache see it at once.
+    /// Gives a result away; lookups through this cache see it at once. Waits while a whole group is
+    /// waiting already.
     ///
     /// # Errors
     /// When the committing thread has died; then nothing more can be published.
@@ -142,11 +147,22 @@ fn dead() -> Error {
     Error::Committer { what: "its callback panicked".to_string() }
 }
 
-fn serve(cache: &Cache, receiver: &Receiver<Message>, on_durable: &dyn Fn(Vec<(Key, Published)>)) {
+/// How many results a group has at most.
+fn most() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(GROUP, |files| (files as usize / FILES).clamp(1, GROUP))
+}
+
+fn serve(
+    cache: &Cache,
+    receiver: &Receiver<Message>,
+    most: usize,
+    on_durable: &dyn Fn(Vec<(Key, Published)>),
+) {
     let mut failed: Vec<(Key, String)> = Vec::new();
     let mut wait = WAIT;
     loop {
-        let (group, flush, ended) = gather(receiver, wait);
+        let (group, flush, ended) = gather(receiver, most, wait);
         if !group.is_empty() {
             let started = Instant::now();
             let outcomes = commit(cache, group);
@@ -174,11 +190,12 @@ fn serve(cache: &Cache, receiver: &Receiver<Message>, on_durable: &dyn Fn(Vec<(K
 /// The next group: what comes within `wait` of its first, cut short by a flush or the end.
 fn gather(
     receiver: &Receiver<Message>,
+    most: usize,
     wait: Duration,
 ) -> (Vec<Publication>, Option<Sender<Result<()>>>, bool) {
     let mut group = Vec::new();
     let mut deadline = None;
-    while group.len() < GROUP {
+    while group.len() < most {
         let next = match deadline {
             None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(end) => {

@@ -22,7 +22,7 @@ use crate::tree::{self, Kind};
 
 const VERSION: u32 = 1;
 const WORDS: &str = "pipe cache layout ";
-const DIRS: [&str; 14] = [
+const DIRS: [&str; 15] = [
     "entries",
     "objects",
     "recipes",
@@ -36,6 +36,7 @@ const DIRS: [&str; 14] = [
     "delivered",
     "index",
     "staging",
+    "spares",
     "trash",
 ];
 

@@ -54,6 +54,7 @@ mod reindex;
 pub mod remote;
 mod scrub;
 mod sealed;
+mod spares;
 mod stat;
 mod store;
 mod tree;

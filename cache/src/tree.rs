@@ -43,10 +43,7 @@ pub fn hash_path(path: impl AsRef<Path>) -> Result<(Digest, Kind, u64)> {
 }
 
 /// As [`hash_path`] for a path that is itself no link; `leaf` gives a file's digest.
-pub(crate) fn hash_with(
-    path: &Path,
-    leaf: &Leaf<'_>,
-) -> Result<(Digest, Kind, u64)> {
+pub(crate) fn hash_with(path: &Path, leaf: &Leaf<'_>) -> Result<(Digest, Kind, u64)> {
     let meta = fs::symlink_metadata(path).at("inspect", path)?;
     match kind_of(path, &meta)? {
         Kind::File => Ok((leaf(path, &meta)?, Kind::File, meta.len())),
@@ -58,10 +55,7 @@ pub(crate) fn hash_with(
 }
 
 /// A directory's digest: per entry, sorted by name: kind, length and bytes of the name, digest.
-fn hash_dir(
-    dir: &Path,
-    leaf: &Leaf<'_>,
-) -> Result<(Digest, u64)> {
+fn hash_dir(dir: &Path, leaf: &Leaf<'_>) -> Result<(Digest, u64)> {
     let hash = |(path, meta): &(PathBuf, Metadata)| -> Result<_> {
         let (tag, digest, size) = match kind_of(path, meta)? {
             Kind::Dir => {
@@ -150,10 +144,7 @@ impl Branch {
 
 /// Digest and bytes of the directory that these files, not executable, would make under these
 /// names; `leaf` gives a file's digest.
-pub(crate) fn hash_files(
-    files: &[(String, PathBuf)],
-    leaf: &Leaf<'_>,
-) -> Result<(Digest, u64)> {
+pub(crate) fn hash_files(files: &[(String, PathBuf)], leaf: &Leaf<'_>) -> Result<(Digest, u64)> {
     let hash = |(name, path): &(String, PathBuf)| -> Result<_> {
         let real = fs::canonicalize(path).at("find", path)?;
         let meta = fs::symlink_metadata(&real).at("inspect", &real)?;

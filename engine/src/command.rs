@@ -4,7 +4,7 @@
 //! directory, so that a program which prints its arguments prints the same everywhere. Standard
 //! input is closed; of the environment only what is listed below passes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, PipeReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::interpolate;
 use crate::mask::Masks;
-use crate::stage::{Cancelled, Context, Ports, Stage};
+use crate::places;
+use crate::stage::{Cancelled, Context, Input, Ports, Stage};
 
 /// Variables of the user's environment that every command gets.
 const PASSED: [&str; 10] = [
@@ -43,6 +44,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// How often a changed `${checkpoint}` is sealed while the program runs.
 const SEAL_EVERY: Duration = Duration::from_secs(10);
+/// Name of the directory of a command in that of its attempt.
+pub(crate) const WORK: &str = "work";
 
 /// See the module.
 pub struct Command;
@@ -110,23 +113,17 @@ struct Work {
 
 impl Work {
     fn prepare(params: &Params, ctx: &mut Context) -> Result<Work> {
-        let dir = ctx.dir().join("work");
+        let dir = ctx.dir().join(WORK);
         let place = || format!("cannot prepare {}", dir.display());
         Work::fill(dir.clone(), params, ctx).with_context(place)
     }
 
     fn fill(dir: PathBuf, params: &Params, ctx: &mut Context) -> Result<Work> {
-        let _ = fs::remove_dir_all(&dir);
-        for place in ["", "out", "scratch", "checkpoint"] {
-            fs::create_dir(dir.join(place))?;
-        }
-        if !ctx.inputs.is_empty() {
-            fs::create_dir(dir.join("in"))?;
-        }
+        let sealed = ctx.checkpoint_latest();
+        places::make(&dir, &wanted(params, &ctx.inputs, sealed.is_some()))?;
         let mut values = BTreeMap::new();
         for (port, inputs) in &ctx.inputs {
             let folder = Path::new("in").join(port);
-            fs::create_dir(dir.join(&folder))?;
             let mut paths = Vec::new();
             for (i, input) in inputs.iter().enumerate() {
                 let mut path = folder.join(&input.name);
@@ -149,7 +146,7 @@ impl Work {
         }
         values.insert("scratch".into(), vec!["scratch".into()]);
         values.insert("checkpoint".into(), vec!["checkpoint".into()]);
-        if let Some(sealed) = ctx.checkpoint_latest() {
+        if let Some(sealed) = sealed {
             copy_tree(&sealed.dir, &dir.join("checkpoint"))?;
         }
         Ok(Work { dir, values })
@@ -299,11 +296,32 @@ impl Work {
                     name.as_ref().unwrap_or(port)
                 );
             }
-            let to = ctx.output(port)?;
-            fs::rename(&made, &to).with_context(|| format!("cannot keep output `{port}`"))?;
+            ctx.output_at(port, made)?;
         }
         Ok(())
     }
+}
+
+/// The directories that a command finds: `${scratch}` and `${checkpoint}` only if it speaks of them.
+fn wanted(
+    params: &Params,
+    inputs: &BTreeMap<String, Vec<Input>>,
+    sealed: bool,
+) -> BTreeSet<PathBuf> {
+    let speaks =
+        |word: &str| params.run.iter().chain(params.env.values()).any(|t| t.contains(word));
+    let mut places = BTreeSet::from(["".into(), "out".into()]);
+    if speaks("scratch") {
+        places.insert("scratch".into());
+    }
+    if speaks("checkpoint") || sealed {
+        places.insert("checkpoint".into());
+    }
+    if !inputs.is_empty() {
+        places.insert("in".into());
+    }
+    places.extend(inputs.keys().map(|port| Path::new("in").join(port)));
+    places
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -30,6 +30,7 @@ pub mod key;
 pub mod lookup;
 mod mask;
 pub mod outputs;
+mod places;
 pub mod plan;
 pub mod pool;
 pub mod price;

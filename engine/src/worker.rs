@@ -18,11 +18,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use cache::{Attempt, Cache, Digest, Finished, Output};
 
+use crate::command::{Command, WORK};
 use crate::descendants;
 use crate::event::Failure;
+use crate::places;
 use crate::stage::{
-    Cancelled, Checkpoint, Context, DeviceFault, Diverged, Input, OutOfDeviceMemory, Registry,
-    Report, Reporter,
+    Cancelled, Checkpoint, Context, DeviceFault, Diverged, Input, OUT, OutOfDeviceMemory, Registry,
+    Report, Reporter, Stage,
 };
 use crate::wire::{self, Answer, Frozen, Order};
 
@@ -56,7 +58,11 @@ pub fn serve(
     wire::send(&stream, &Answer::Hello { protocol: wire::PROTOCOL, build: build.into() })?;
     let cancel = Arc::new(AtomicBool::new(false));
     let orders = listen(stream.try_clone()?, cancel.clone(), process);
+    let mut last: Option<PathBuf> = None;
     for (frozen, attempt, places) in orders {
+        if let Some(last) = last.filter(|_| process) {
+            inherit(&last, &attempt, &frozen);
+        }
         let job = Job { cache, registry, frozen: &frozen, places: &places, stream: &stream };
         let answer = job.run(&attempt, &cancel, process);
         if process {
@@ -64,8 +70,28 @@ pub fn serve(
         }
         cancel.store(false, Ordering::Relaxed);
         wire::send(&stream, &answer)?;
+        last = Some(attempt);
     }
     Ok(())
+}
+
+/// Moves what the attempt would make just so itself from the step before, which is over: an empty
+/// log, the directories of outputs, and that of a command, for the next one to clear. Anything may be
+/// gone.
+fn inherit(last: &Path, attempt: &Path, frozen: &Frozen) {
+    let log = last.join(LOG);
+    if std::fs::symlink_metadata(&log).is_ok_and(|meta| meta.is_file() && meta.len() == 0) {
+        let _ = std::fs::rename(log, attempt.join(LOG));
+    }
+    let out = attempt.join(OUT);
+    if frozen.stage != Command::NAME && std::fs::rename(last.join(OUT), &out).is_ok() {
+        let ports = frozen.ports.iter().map(|(port, ..)| PathBuf::from(port));
+        // What cannot be used is away then, and made by the first who wants it.
+        let _ = places::make(&out, &ports.chain(["".into()]).collect());
+    }
+    if frozen.stage == Command::NAME {
+        let _ = std::fs::rename(last.join(WORK), attempt.join(WORK));
+    }
 }
 
 type Ordered = (Box<Frozen>, PathBuf, BTreeMap<Digest, PathBuf>);

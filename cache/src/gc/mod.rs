@@ -87,6 +87,7 @@ impl Cache {
         let turn = Lock::turn(self.layout(), on_wait)?;
         crash_point!("gc.begin");
         self.layout().sweep();
+        crate::spares::clear(self.layout());
         let watch = Watch::begin(self, true)?;
         crash_point!("gc.after-leases");
         Ok(Collector::new(self, watch, Some(turn)))

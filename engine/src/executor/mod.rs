@@ -250,7 +250,7 @@ impl<'a> Executor<'a> {
             pool: crew,
             foreign: HashMap::new(),
             committer,
-            tidy: tidy::Tidy::new(setting.cache),
+            tidy: tidy::Tidy::new(setting.cache, options.cluster.is_none()),
             lease: setting.cache.lease(&format!("run {}", setting.run))?,
             hits: Vec::new(),
             heard,

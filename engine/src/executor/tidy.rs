@@ -15,21 +15,26 @@ pub(super) struct Tidy {
     sender: Option<SyncSender<Key>>,
     thread: Option<JoinHandle<()>>,
     cache: Cache,
+    parks: bool,
 }
 
 impl Tidy {
-    /// Nothing is started yet.
-    pub fn new(cache: &Cache) -> Tidy {
-        Tidy { sender: None, thread: None, cache: cache.clone() }
+    /// Nothing is started yet. `parks`: whether bare attempts are kept for other steps, which takes
+    /// that nobody works in one that is over.
+    pub fn new(cache: &Cache, parks: bool) -> Tidy {
+        Tidy { sender: None, thread: None, cache: cache.clone(), parks }
     }
 
     /// Removes the attempts at `key` that nobody holds, soon.
     pub fn clean(&mut self, key: Key) {
         let sender = self.sender.get_or_insert_with(|| {
             let (sender, receiver) = sync_channel::<Key>(BEHIND);
-            let cache = self.cache.clone();
+            let (cache, parks) = (self.cache.clone(), self.parks);
             self.thread = Some(std::thread::spawn(move || {
-                receiver.iter().for_each(|key| drop(cache.attempts_clean(&key)));
+                receiver.iter().for_each(|key| match parks {
+                    true => cache.attempts_park(&key),
+                    false => drop(cache.attempts_clean(&key)),
+                });
             }));
             sender
         });

@@ -147,6 +147,9 @@ impl Out {
     }
 }
 
+/// Name of the directory in an attempt's in which stages write outputs, one below it for each port.
+pub(crate) const OUT: &str = "out";
+
 /// One artifact that a step gets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Input {
@@ -270,15 +273,25 @@ impl Context {
 
     /// The path at which to write the artifact of `port` (a file or a directory).
     pub fn output(&mut self, port: &str) -> Result<PathBuf> {
-        self.declare(port, None)
+        self.declare(port, None, None)
+    }
+
+    /// Says that the artifact of `port` is at `path`, below the attempt's directory.
+    pub(crate) fn output_at(&mut self, port: &str, path: PathBuf) -> Result<()> {
+        self.declare(port, None, Some(path)).map(drop)
     }
 
     /// The path at which to write artifact `index` of the list port `port`.
     pub fn output_item(&mut self, port: &str, index: u32) -> Result<PathBuf> {
-        self.declare(port, Some(index))
+        self.declare(port, Some(index), None)
     }
 
-    fn declare(&mut self, port: &str, index: Option<u32>) -> Result<PathBuf> {
+    fn declare(
+        &mut self,
+        port: &str,
+        index: Option<u32>,
+        path: Option<PathBuf>,
+    ) -> Result<PathBuf> {
         let found = self.ports.iter().find(|(name, ..)| name == port);
         let Some((_, list, file)) = found else { bail!("the stage has no output `{port}`") };
         if *list != index.is_some() {
@@ -291,10 +304,15 @@ impl Context {
                 None => format!("{file}-{i}"),
             },
         };
-        let folder = self.dir.join("out").join(port);
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
-        let path = folder.join(&name);
+        let path = match path {
+            Some(path) => path,
+            None => {
+                let folder = self.dir.join(OUT).join(port);
+                std::fs::create_dir_all(&folder)
+                    .with_context(|| format!("cannot create {}", folder.display()))?;
+                folder.join(&name)
+            }
+        };
         let made = Made { port: port.into(), index, name, path: path.clone() };
         if !self.made.contains(&made) {
             self.made.push(made);

@@ -73,6 +73,6 @@ fn kinds(usage: &Usage) -> Vec<(String, Sum, &'static str)> {
             rest = Sum { items: rest.items + sum.items, bytes: rest.bytes + sum.bytes };
         }
     }
-    all.push(("other".into(), rest, "locks, leases, pins"));
+    all.push(("other".into(), rest, "locks, leases, pins, spares"));
     all
 }
