@@ -308,3 +308,29 @@ fn equal_steps_in_one_pipeline_are_done_once() {
     assert_eq!(project.run(&["-j4"]), "1 cached, 3 ran");
     assert_eq!(project.count("count"), 3);
 }
+
+/// A result keeps files open until it is durable, and results come faster than they get so.
+#[test]
+fn a_run_of_many_quick_steps_keeps_to_the_files_that_it_may_open() {
+    let project = Project::with(
+        "name: t\nsteps:\n  s: { stage: text, matrix: { i: 0..200 }, in: { files: './in/${matrix.i}.txt' } }\n",
+    );
+    for i in 0..200 {
+        project.write(&format!("in/{i}.txt"), &format!("text {i}\n"));
+    }
+    let pipe = project.command(&[]);
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -n 128; exec \"$0\" run p.yaml --jobs 2"]).arg(pipe.get_program());
+    limited.current_dir(project.path());
+    for (name, value) in pipe.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let ran = limited.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let told = text(&ran.stdout) + &text(&ran.stderr);
+    assert!(ran.status.success() && told.contains("0 cached, 200 ran"), "{told}");
+    assert_eq!(project.run(&[]), "200 cached, 0 ran");
+}

@@ -32,9 +32,9 @@ use crate::tree;
 /// How long the first result of a group waits for others, and for how many at most.
 const WAIT: Duration = Duration::from_millis(50);
 const GROUP: usize = 1024;
-/// Each result keeps two files open, its claim and its attempt, in the group at work and in the one
-/// that waits. Together they take no more than half of what the process may open.
-const FILES: usize = 8;
+/// Each result keeps files open: its claim, its attempt, and in the group at work its text; another
+/// group may wait. Together they take no more than half of what the process may open.
+const FILES: usize = 10;
 /// Where syncing is slow it also slows whoever makes files meanwhile, so a group waits so many times
 /// as long as the one before took, up to so long.
 const SHARE: u32 = 4;

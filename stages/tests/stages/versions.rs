@@ -143,7 +143,11 @@ const SOURCES: &[Sources] = &[
         ],
         crates: &["gemm", "half", "pulp", "safetensors", "tokenizers"],
     },
-    Sources { stage: "command", paths: &["../../engine/src/command.rs"], crates: &[] },
+    Sources {
+        stage: "command",
+        paths: &["../../engine/src/command.rs", "../../engine/src/places.rs"],
+        crates: &[],
+    },
 ];
 
 /// What every stage that computes depends on.
