@@ -55,29 +55,50 @@ pub(crate) fn hash_with(path: &Path, leaf: &Leaf<'_>) -> Result<(Digest, Kind, u
 }
 
 /// A directory's digest: per entry, sorted by name: kind, length and bytes of the name, digest.
+///
+/// Found by one thread, since a tree may be as deep as a path is long; then the files are hashed by all.
 fn hash_dir(dir: &Path, leaf: &Leaf<'_>) -> Result<(Digest, u64)> {
-    let hash = |(path, meta): &(PathBuf, Metadata)| -> Result<_> {
-        let (tag, digest, size) = match kind_of(path, meta)? {
-            Kind::Dir => {
-                let (digest, size) = hash_dir(path, leaf)?;
-                (b'd', digest, size)
-            }
-            Kind::File if executable(meta) => (b'x', leaf(path, meta)?, meta.len()),
-            Kind::File => (b'f', leaf(path, meta)?, meta.len()),
-        };
-        Ok(((tag, path.file_name().unwrap_or_default().as_bytes().to_vec(), digest), size))
-    };
-    let items = list(dir)?;
+    let mut files = Vec::new();
+    let items = walk(dir, &mut files)?;
     // All of them, so that of several errors always the same is told.
-    let hashed: Vec<Result<_>> = items.par_iter().map(hash).collect();
-    let mut bytes = 0;
-    let mut listing = Vec::with_capacity(hashed.len());
-    for item in hashed {
-        let (item, size) = item?;
-        listing.push(item);
-        bytes += size;
-    }
-    Ok((hash_listing(&listing), bytes))
+    let hashed: Vec<Result<Digest>> =
+        files.par_iter().map(|(path, meta)| leaf(path, meta)).collect();
+    let digests: Vec<Digest> = hashed.into_iter().collect::<Result<_>>()?;
+    let bytes = files.iter().map(|(_, meta)| meta.len()).sum();
+    Ok((fold(items, &mut digests.into_iter()), bytes))
+}
+
+/// What is in a directory, by name.
+enum Found {
+    /// A file with its tag; the next one of those in order.
+    File(u8),
+    Dir(Vec<(Vec<u8>, Found)>),
+}
+
+/// What is in `dir`, sorted; its files, in that order, are added to `files`.
+fn walk(dir: &Path, files: &mut Vec<(PathBuf, Metadata)>) -> Result<Vec<(Vec<u8>, Found)>> {
+    let item = |(path, meta): (PathBuf, Metadata)| -> Result<_> {
+        let name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        let found = match kind_of(&path, &meta)? {
+            Kind::Dir => Found::Dir(walk(&path, files)?),
+            Kind::File => {
+                let tag = if executable(&meta) { b'x' } else { b'f' };
+                files.push((path, meta));
+                Found::File(tag)
+            }
+        };
+        Ok((name, found))
+    };
+    list(dir)?.into_iter().map(item).collect()
+}
+
+fn fold(items: Vec<(Vec<u8>, Found)>, digests: &mut dyn Iterator<Item = Digest>) -> Digest {
+    let mut item = |(name, found)| match found {
+        Found::File(tag) => (tag, name, digests.next().expect("one for each file")),
+        Found::Dir(items) => (b'd', name, fold(items, digests)),
+    };
+    let listing: Vec<_> = items.into_iter().map(&mut item).collect();
+    hash_listing(&listing)
 }
 
 /// The digest of the directory that has these items, sorted by name.
