@@ -119,8 +119,7 @@ impl Work {
     }
 
     fn fill(dir: PathBuf, params: &Params, ctx: &mut Context) -> Result<Work> {
-        let sealed = ctx.checkpoint_latest();
-        places::make(&dir, &wanted(params, &ctx.inputs, sealed.is_some()))?;
+        places::make(&dir, &wanted(&ctx.inputs))?;
         let mut values = BTreeMap::new();
         for (port, inputs) in &ctx.inputs {
             let folder = Path::new("in").join(port);
@@ -146,7 +145,7 @@ impl Work {
         }
         values.insert("scratch".into(), vec!["scratch".into()]);
         values.insert("checkpoint".into(), vec!["checkpoint".into()]);
-        if let Some(sealed) = sealed {
+        if let Some(sealed) = ctx.checkpoint_latest() {
             copy_tree(&sealed.dir, &dir.join("checkpoint"))?;
         }
         Ok(Work { dir, values })
@@ -302,21 +301,10 @@ impl Work {
     }
 }
 
-/// The directories that a command finds: `${scratch}` and `${checkpoint}` only if it speaks of them.
-fn wanted(
-    params: &Params,
-    inputs: &BTreeMap<String, Vec<Input>>,
-    sealed: bool,
-) -> BTreeSet<PathBuf> {
-    let speaks =
-        |word: &str| params.run.iter().chain(params.env.values()).any(|t| t.contains(word));
-    let mut places = BTreeSet::from(["".into(), "out".into()]);
-    if speaks("scratch") {
-        places.insert("scratch".into());
-    }
-    if speaks("checkpoint") || sealed {
-        places.insert("checkpoint".into());
-    }
+/// The directories that a command finds.
+fn wanted(inputs: &BTreeMap<String, Vec<Input>>) -> BTreeSet<PathBuf> {
+    let mut places: BTreeSet<PathBuf> =
+        ["", "out", "scratch", "checkpoint"].into_iter().map(PathBuf::from).collect();
     if !inputs.is_empty() {
         places.insert("in".into());
     }
