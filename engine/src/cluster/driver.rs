@@ -175,7 +175,8 @@ pub(super) struct Driver {
     pub refused: Option<String>,
     /// Pilots that took an order or said farewell.
     pub useful: HashSet<String>,
-    /// How many requests to cancel are on their way, and those that nobody heard.
+    /// What is to be cancelled, how many requests are on their way, and those that nobody heard.
+    ends: Vec<(String, Cancel)>,
     cancelling: usize,
     unheard: Vec<(Instant, Vec<String>, Cancel)>,
     closing: Option<bool>,
@@ -227,6 +228,7 @@ impl Driver {
             bad: HashMap::new(),
             refused: None,
             useful: HashSet::new(),
+            ends: Vec::new(),
             cancelling: 0,
             unheard: Vec::new(),
             closing: None,
@@ -408,20 +410,26 @@ impl Driver {
         }
     }
 
-    /// Has jobs ended; it is asked again where nobody hears it.
+    /// Has jobs ended, soon.
     pub fn cancel(&mut self, ids: Vec<String>, how: Cancel) {
-        if !ids.is_empty() && self.clerk.send(Ask::Cancel(ids, how)).is_ok() {
-            self.cancelling += 1;
-        }
+        self.ends.extend(ids.into_iter().map(|id| (id, how)));
     }
 
-    /// Asks again for ends that nobody heard of.
-    pub fn cancel_again(&mut self) {
+    /// Asks once for all ends that are wanted, and again for those that nobody heard of.
+    pub fn send_cancels(&mut self) {
         let now = Instant::now();
         let (due, later) = std::mem::take(&mut self.unheard).into_iter().partition(|u| u.0 <= now);
         self.unheard = later;
         let due: Vec<(Instant, Vec<String>, Cancel)> = due;
         due.into_iter().for_each(|(_, ids, how)| self.cancel(ids, how));
+        let ends = std::mem::take(&mut self.ends);
+        for how in [Cancel::Gently, Cancel::Now] {
+            let ids = ends.iter().filter(|(_, wanted)| *wanted == how).map(|(id, _)| id.clone());
+            let ids: Vec<String> = ids.collect();
+            if !ids.is_empty() && self.clerk.send(Ask::Cancel(ids, how)).is_ok() {
+                self.cancelling += 1;
+            }
+        }
     }
 
     /// Says that the leader lives; looks whether somebody wants it to end.
@@ -455,6 +463,7 @@ impl Driver {
         let ids = self.still_there();
         self.unheard.clear();
         self.cancel(ids, Cancel::Now);
+        self.send_cancels();
         self.hear_while(|driver| driver.cancelling > 0);
         // What may be left is found by whoever comes, while the journal says so.
         let unsure = |b: &Batched| matches!(b.state, Sent::Sending | Sent::Unsure(_));

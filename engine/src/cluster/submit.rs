@@ -246,7 +246,7 @@ impl Driver {
 
     /// Submits again what was refused for now, unless nobody wants it any more.
     fn again(&mut self) {
-        self.cancel_again();
+        self.send_cancels();
         let now = Instant::now();
         let due = |batched: &Batched| matches!(batched.state, Sent::Later(at) if at <= now);
         if !self.arrays.values().any(due) {

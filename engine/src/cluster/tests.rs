@@ -92,7 +92,7 @@ struct Stage {
 
 fn stage(fake: &Fake) -> Stage {
     let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::open(&dir.path().join("cache")).unwrap();
+    let cache = Cache::open(dir.path().join("cache")).unwrap();
     let run = dir.path().join("run");
     let setup = Setup {
         batch: Box::new(fake.clone()),
@@ -165,6 +165,7 @@ fn what_is_given_up_while_it_is_submitted_is_cancelled_after() {
     assert!(fake.with(|script| script.cancelled.is_empty()), "it has no id yet");
     fake.with(|script| script.held = false);
     fake.wait("both are cancelled", |script| script.cancelled.len() == 2);
+    assert_eq!(fake.with(|script| script.submitted.len()), 1);
     let cancelled = fake.with(|script| script.cancelled.clone());
     assert!(cancelled.contains(&(vec!["7_0".into()], Cancel::Now)), "{cancelled:?}");
     assert!(cancelled.contains(&(vec!["7_1".into()], Cancel::Gently)), "{cancelled:?}");

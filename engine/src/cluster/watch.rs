@@ -302,6 +302,10 @@ impl Driver {
         if since.elapsed() < grace || looks + 1 < LOOKS {
             return true;
         }
+        // A network's file system may remember that the record was not there, until it is listed.
+        let _ = fs::read_dir(records::path(&job.dir, "")).map(Iterator::count);
+        self.look_for_exit(worker);
+        let Some(job) = self.jobs.get_mut(&worker) else { return false };
         let host = status.and_then(|s| s.host.clone()).or(job.place.take().map(|p| p.host));
         let id = status.map_or(String::new(), |status| format!(" {}", status.id));
         let (failure, what, blamed) = meaning(end);
