@@ -1,5 +1,6 @@
 //! Many steps: few commands for arrays, little lost time for pilots.
 
+use std::path::Path;
 use std::time::Instant;
 
 use super::cluster::{Cluster, entries};
@@ -56,8 +57,14 @@ fn pilots_are_nearly_as_fast_as_this_machine() {
         let mut project = Project::new();
         cluster.meet(&mut project);
         many(&project, n, &format!("mode: pilot, pilots: {cpus}"));
+        // In memory where there is a place for it: what the disk has to do for others is no part of it.
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let store = tempfile::tempdir_in(place).unwrap();
+        let cache = store.path().join("cache").display().to_string();
         let started = Instant::now();
-        assert_eq!(project.run(args), format!("0 cached, {n} ran"));
+        let ran = project.run(&[args, &["--cache", &cache]].concat());
+        assert_eq!(ran, format!("0 cached, {n} ran"));
         started.elapsed().as_secs_f64()
     };
     let (mut here, mut there) = (f64::INFINITY, f64::INFINITY);
