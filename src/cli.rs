@@ -49,6 +49,8 @@ pub enum Verb {
     Compare(look::Compare),
     /// Tell how far a run has come
     Status(look::Status),
+    /// End a run on a cluster, and its jobs
+    Cancel(look::Cancel),
     /// Show all pipelines that run now
     Top(look::Top),
     /// Write the report of a run as one HTML file
@@ -57,6 +59,8 @@ pub enum Verb {
     Export(Export),
     /// Write a run for TensorBoard, Perfetto, scripts or an archive
     ExportRun(look::ExportRun),
+    /// Write a pipeline as jobs, for sites where no leader may run
+    ExportJobs(look::ExportJobs),
     /// Continue a text with the model of a step
     Generate(Generate),
     /// Talk with the model of a step
@@ -81,7 +85,33 @@ Example:
     /// Print manual pages
     Man(look::Man),
     #[command(hide = true)]
-    Worker { store: PathBuf },
+    Worker(Worker),
+}
+
+/// Where steps run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Place {
+    /// On this machine
+    #[default]
+    Local,
+    /// As jobs of Slurm
+    Slurm,
+}
+
+/// What leaders, and jobs of a cluster, start.
+#[derive(Args)]
+pub struct Worker {
+    /// The store
+    pub store: PathBuf,
+    /// Run the step in the line of this list that the job's number says
+    #[arg(long, conflicts_with = "pilot")]
+    pub list: Option<PathBuf>,
+    /// Run step after step from this queue
+    #[arg(long)]
+    pub pilot: Option<PathBuf>,
+    /// Stop by the leader's word, not by SIGTERM
+    #[arg(long)]
+    pub patient: bool,
 }
 
 /// Which pipeline, with what changed.
@@ -168,12 +198,19 @@ pub struct Keygen {
   pipe run                                   the embedded pipeline, from text to evaluated student
   pipe run pipelines/mohawk.yaml --set align.lr=3e-4
   pipe run mohawk.yaml --until signals --jobs 4
-  pipe run mohawk.yaml --budget 6h           what ends in time; run it again for the rest")]
+  pipe run mohawk.yaml --budget 6h           what ends in time; run it again for the rest
+  pipe run mohawk.yaml --on slurm            steps become jobs; Ctrl-C leaves or cancels them")]
 pub struct Run {
     /// Pipeline file [default: the embedded `mohawk.yaml`]
     pub file: Option<PathBuf>,
     #[command(flatten)]
     pub settings: Settings,
+    /// Where steps run; settings stand under `executor:` of the pipeline or the configuration
+    #[arg(long, value_name = "PLACE", value_enum, default_value_t)]
+    pub on: Place,
+    /// With `--on slurm`: let a job lead the run, and return
+    #[arg(long)]
+    pub detach: bool,
     /// Cpu slots, which are also the threads of training steps [default: all]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub jobs: Option<u32>,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::event::{Event, Failure, Shared, Stamped, Summary};
+use engine::event::{Event, Failure, Job, Shared, Stamped, Summary};
 use engine::gpu::Gpu;
 use engine::history::now::Stand;
 use engine::plan::Plan;
@@ -82,6 +82,7 @@ impl Console {
                 self.say(&format!("{} {text}", self.paint.yellow("waiting")));
             }
             Event::Note { text } => self.note(text),
+            Event::Job { step, said } => self.of_job(*step, said),
             Event::Started { .. }
             | Event::Cached { .. }
             | Event::Unchanged { .. }
@@ -122,6 +123,13 @@ impl Console {
         if let Some(shared) = &summary.shared {
             out::line(sharing(shared));
         }
+        if let Some(used) = &summary.used {
+            let (cpu, gpu) = (used.cpu_hours, used.gpu_hours);
+            out::line(format!(
+                "cluster: {} jobs' work, {cpu:.2} cpu-hours, {gpu:.2} GPU-hours",
+                used.jobs
+            ));
+        }
         out::line(line);
     }
 
@@ -160,6 +168,22 @@ impl Console {
             _ => return,
         };
         self.say(&format!("{} {} {text}", self.paint.dim("running"), self.names[step]));
+    }
+
+    /// Where a step's job stands: only that none can be had is worth a line, the board has the rest.
+    fn of_job(&mut self, step: usize, said: &Job) {
+        let Job::Queued { job, reason } = said else { return };
+        // Words of Slurm's for what will not pass by itself.
+        let lasting = ["Config", "Constraints", "Held", "NotAvail", "Invalid", "Denied"];
+        let text = match job.is_empty() {
+            true => format!("waits: {}", clean(reason)),
+            false if lasting.iter().any(|word| reason.contains(word)) => {
+                format!("job {}: {}", clean(job), clean(reason))
+            }
+            false => return,
+        };
+        let line = format!("{} {} {text}", self.paint.dim("queued "), self.names[step]);
+        self.say(&line);
     }
 
     /// A failure is told even when quiet.

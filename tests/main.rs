@@ -28,6 +28,7 @@ mod reference;
 mod remote;
 mod schema;
 mod secrets;
+mod slurm;
 mod support;
 mod tidy;
 mod unchanged;

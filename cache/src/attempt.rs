@@ -18,6 +18,8 @@ use crate::entry::{Output, check_name};
 use crate::error::{At, Error, Result};
 use crate::layout::{Layout, unique};
 use crate::lease::Lock;
+use crate::leased::{self, Shared};
+use crate::lives::Lives;
 use crate::loss;
 use crate::stat::Stamp;
 use crate::tree::Kind;
@@ -26,6 +28,8 @@ use crate::{checkpoint, sealed, store, tree};
 const KIND: &str = "pipe-attempt";
 const VERSION: u32 = 1;
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// What whoever works in an attempt holds.
+pub(crate) const LOCK: &str = "lock";
 /// What a finished attempt leaves.
 pub(crate) const JSON: &str = "attempt.json";
 
@@ -51,20 +55,31 @@ pub struct Attempt {
     /// Where the attempt may write. Checkpoints are in `checkpoints/` below it.
     pub dir: PathBuf,
     layout: Layout,
-    lock: File,
+    _lock: Hold,
 }
 
-impl Drop for Attempt {
+#[derive(Debug)]
+enum Hold {
+    Kernel(File),
+    Leased { _lock: Shared },
+}
+
+impl Drop for Hold {
     fn drop(&mut self) {
         // Explicitly, since a child between fork and exec still shares the open file, and who cleans
         // up meanwhile would take the attempt for one in use.
-        let _ = flock(&self.lock, FlockOperation::Unlock);
+        if let Hold::Kernel(lock) = self {
+            let _ = flock(lock, FlockOperation::Unlock);
+        }
     }
 }
 
 impl Attempt {
     pub(crate) fn create(layout: &Layout, key: &Key) -> Result<Attempt> {
         let parent = layout.attempts(key);
+        if let Some(lives) = layout.lives() {
+            return Attempt::create_leased(layout, lives, &parent);
+        }
         // So that gc never sees an attempt that is not locked yet, nor removes a checkpoint which
         // this one will find.
         let _lock = Lock::shared(layout)?;
@@ -82,9 +97,33 @@ impl Attempt {
             // A cleaner may come between the directory and its lock: then another one is made.
             let _ = tree::set_mode(&dir, layout.access().dir());
             if let Some(lock) = lock_shared(layout, &dir)? {
-                return Ok(Attempt { dir, layout: layout.clone(), lock });
+                return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
             }
         }
+    }
+
+    /// Made elsewhere, so that under its name it is never without its lock.
+    fn create_leased(layout: &Layout, lives: &Lives, parent: &Path) -> Result<Attempt> {
+        let staged = layout.staging();
+        DirBuilder::new().mode(0o700).create(&staged).at("create", &staged)?;
+        let _ = tree::set_mode(&staged, layout.access().dir());
+        let lock = staged.join(LOCK);
+        layout.open_file(&lock, true).at("create", &lock)?;
+        let lock = Shared::take(lives, &lock).at("lock", &lock)?;
+        let dir = parent.join(unique());
+        for _ in 0..20 {
+            layout.make_dir(parent)?;
+            match fs::rename(&staged, &dir) {
+                // Its key's directory was empty, and somebody removed it.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                result => {
+                    result.at("create", &dir)?;
+                    let lock = Hold::Leased { _lock: lock.moved(&dir) };
+                    return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
+                }
+            }
+        }
+        Err(io::Error::from(ErrorKind::NotFound)).at("create", &dir)
     }
 
     /// Another handle on an attempt, for the process that does the work.
@@ -104,7 +143,7 @@ impl Attempt {
     fn locked(layout: Layout, dir: PathBuf) -> Result<Attempt> {
         let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
         let lock = lock_shared(&layout, &dir)?.map_or_else(gone, Ok)?;
-        Ok(Attempt { dir, layout, lock })
+        Ok(Attempt { dir, layout, _lock: lock })
     }
 
     /// Where [`checkpoint::save`] seals this attempt's checkpoints.
@@ -223,12 +262,19 @@ impl Cache {
                 self.layout().discard(&dir)?;
                 continue;
             }
+            let path = dir.join(LOCK);
             // Made where there is none and held until the directory is gone, so that whoever makes
             // an attempt there just now sees that it goes.
-            let lock = self.layout().open_file(&dir.join("lock"), true);
-            let free = match &lock {
-                Ok(lock) => flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
-                Err(e) => e.kind() == ErrorKind::NotFound,
+            let kernel = match self.layout().lives() {
+                None => Some(self.layout().open_file(&path, true)),
+                Some(_) => None,
+            };
+            let free = match (&kernel, self.layout().lives()) {
+                (Some(Ok(lock)), _) => {
+                    flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+                }
+                (Some(Err(e)), _) => e.kind() == ErrorKind::NotFound,
+                (None, lives) => lives.is_none_or(|lives| leased::is_free(lives, &path)),
             };
             if free {
                 self.layout().discard(&dir)?;
@@ -270,8 +316,14 @@ fn attempts(layout: &Layout, key: &Key) -> impl Iterator<Item = PathBuf> {
 }
 
 /// A shared lock on `<dir>/lock`, or `None` when a cleaner was faster.
-fn lock_shared(layout: &Layout, dir: &Path) -> Result<Option<File>> {
-    let path = dir.join("lock");
+fn lock_shared(layout: &Layout, dir: &Path) -> Result<Option<Hold>> {
+    let path = dir.join(LOCK);
+    if let Some(lives) = layout.lives() {
+        return match Shared::take(lives, &path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            result => Ok(Some(Hold::Leased { _lock: result.at("lock", &path)? })),
+        };
+    }
     let lock = match layout.open_file(&path, true) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         result => result.at("create", &path)?,
@@ -282,5 +334,6 @@ fn lock_shared(layout: &Layout, dir: &Path) -> Result<Option<File>> {
     }
     let ours = Stamp::of(&lock.metadata().at("inspect", &path)?);
     let there = fs::symlink_metadata(&path).map(|m| Stamp::of(&m));
-    Ok(there.is_ok_and(|s| (s.dev, s.ino) == (ours.dev, ours.ino)).then_some(lock))
+    let same = there.is_ok_and(|s| (s.dev, s.ino) == (ours.dev, ours.ino));
+    Ok(same.then_some(Hold::Kernel(lock)))
 }

@@ -294,8 +294,10 @@ fn place(
         return Ok(Published::New);
     }
     let old = cache.read_entry(&publication.key)?;
+    // Whoever was silent for so long that another took its claim may add a result, and replace none.
+    let fenced = publication.claim.as_ref().is_some_and(|claim| !claim.is_mine());
     if let Found::Whole(old, ..) = old
-        && !publication.replace
+        && (!publication.replace || fenced)
         && old.outputs.iter().all(|o| cache.present(o))
     {
         if old.agrees(&publication.entry) {

@@ -22,6 +22,7 @@ use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::layout::Layout;
 use crate::loss;
+use crate::place;
 use crate::stat::Stamp;
 
 /// Part of the file name: builds with another schema have an index of their own.
@@ -69,10 +70,7 @@ pub(crate) struct Index {
 impl Index {
     /// Opens the newest index in `dir`, or makes one. `None` where SQLite cannot work.
     pub fn open(layout: &Layout) -> Option<Index> {
-        let dir = &layout.dir("index");
-        if network(dir) {
-            return None;
-        }
+        let dir = &place::index(layout.root(), layout.dir("index"), layout.lives().is_some())?;
         // Once more when a damaged one is put away, or when another process makes it just now.
         (0..4).find_map(|attempt| {
             std::thread::sleep(Duration::from_millis(5 * attempt));
@@ -364,17 +362,4 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-/// File systems on which WAL's shared memory does not work between machines.
-fn network(dir: &Path) -> bool {
-    const NFS: i64 = 0x6969;
-    const SMB2: i64 = 0xfe53_4d42;
-    const CIFS: i64 = 0xff53_4d42;
-    const LUSTRE: i64 = 0x0bd0_0bd0;
-    rustix::fs::statfs(dir).is_ok_and(|s| {
-        #[allow(clippy::unnecessary_cast)] // its width differs between targets
-        let kind = s.f_type as i64 & 0xffff_ffff;
-        [NFS, SMB2, CIFS, LUSTRE].contains(&kind)
-    })
 }

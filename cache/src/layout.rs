@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,19 +14,22 @@ use crate::access::{self, Access};
 use crate::crash_point;
 use crate::digest::{Digest, Key};
 use crate::error::{At, Error, Result};
+use crate::lives::Lives;
 use crate::loss;
+use crate::place;
 use crate::store;
 use crate::tree::{self, Kind};
 
 const VERSION: u32 = 1;
 const WORDS: &str = "pipe cache layout ";
-const DIRS: [&str; 13] = [
+const DIRS: [&str; 14] = [
     "entries",
     "objects",
     "recipes",
     "attempts",
     "locks",
     "leases",
+    "lives",
     "pins",
     "divergences",
     "runs",
@@ -40,6 +44,8 @@ const DIRS: [&str; 13] = [
 pub(crate) struct Layout {
     root: PathBuf,
     access: Access,
+    /// Where no lock of the kernel's can be relied on.
+    lives: Option<Arc<Lives>>,
 }
 
 impl Layout {
@@ -89,7 +95,13 @@ impl Layout {
             Err(e) => return Err(e).at("read", &path),
         }
         let access = Access::of(&fs::metadata(&root).at("inspect", &root)?);
-        Ok(Layout { root, access })
+        let lives = place::leases(&root, &access)?.then(|| Lives::of(&root.join("lives")));
+        Ok(Layout { root, access, lives })
+    }
+
+    /// Who lives, where locks are files that name a living process.
+    pub fn lives(&self) -> Option<&Lives> {
+        self.lives.as_deref()
     }
 
     pub fn root(&self) -> &Path {
@@ -263,6 +275,9 @@ impl Layout {
 
     /// Removes what a crash left in `trash/`, and in `staging/` when it is older than a day.
     pub fn sweep(&self) {
+        if let Some(lives) = self.lives() {
+            lives.sweep(Duration::from_secs(86_400));
+        }
         for item in fs::read_dir(self.dir("trash")).into_iter().flatten().flatten() {
             let _ = tree::remove(&item.path());
         }

@@ -4,7 +4,9 @@
 //! `gc.lock` is shared by whoever notes a use, and is gc's alone while it reads all notes and moves
 //! what nobody needs out of the way. So a use is noted before gc looks, and is honoured; or after
 //! gc moved, and the check for presence that follows the note tells it. Nobody has the lock for
-//! long. Every lock here is the kernel's and ends with its process.
+//! long. Every lock here is the kernel's and ends with its process. Where those cannot be relied on,
+//! notes are on the server before the check, and gc reads them again after it has moved something,
+//! puts back what is in use, and only then removes.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -12,6 +14,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -21,13 +24,28 @@ use crate::crash_point;
 use crate::digest::Digest;
 use crate::error::{At, Result};
 use crate::layout::{Layout, unique};
+use crate::leased::{self, Exclusive, Shared, Tried};
+use crate::lives::Lives;
+
+/// How often another's turn to collect is looked at, on a network's file system.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// File of an attempt's notes.
 pub(crate) const HOLDS: &str = "holds";
 
 /// A lock of the whole cache, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock(File);
+pub(crate) struct Lock(Hold);
+
+#[derive(Debug)]
+enum Hold {
+    Kernel(File),
+    Leased {
+        _lock: Exclusive,
+    },
+    /// On a network's file system nobody is kept waiting.
+    Nothing,
+}
 
 impl Lock {
     /// Keeps gc from deciding. For moments, and never two at once by one thread.
@@ -44,6 +62,9 @@ impl Lock {
     /// has it.
     pub fn turn(layout: &Layout, on_wait: impl FnOnce()) -> Result<Lock> {
         let path = layout.gc_turn();
+        if let Some(lives) = layout.lives() {
+            return Lock::leased_turn(layout, lives, &path.with_extension("leased"), on_wait);
+        }
         match Lock::attempt(layout, &path, FlockOperation::NonBlockingLockExclusive)? {
             Some(lock) => Ok(lock),
             None => {
@@ -55,15 +76,42 @@ impl Lock {
 
     /// Keeps a gc from starting; `None` while one is at work.
     fn no_turn(layout: &Layout) -> Result<Option<Lock>> {
+        if let Some(lives) = layout.lives() {
+            let path = layout.gc_turn().with_extension("leased");
+            return Ok((!leased::is_locked(lives, &path)).then_some(Lock(Hold::Nothing)));
+        }
         Lock::attempt(layout, &layout.gc_turn(), FlockOperation::NonBlockingLockShared)
     }
 
+    fn leased_turn(
+        layout: &Layout,
+        lives: &Lives,
+        path: &Path,
+        on_wait: impl FnOnce(),
+    ) -> Result<Lock> {
+        let mut on_wait = Some(on_wait);
+        loop {
+            match Exclusive::attempt(layout, lives, path, "")? {
+                Tried::Mine(lock) => return Ok(Lock(Hold::Leased { _lock: lock })),
+                Tried::Busy(_) => {
+                    if let Some(on_wait) = on_wait.take() {
+                        on_wait();
+                    }
+                    std::thread::sleep(AGAIN);
+                }
+            }
+        }
+    }
+
     fn wait(layout: &Layout, path: &Path, operation: FlockOperation) -> Result<Lock> {
+        if layout.lives().is_some() {
+            return Ok(Lock(Hold::Nothing));
+        }
         let file = layout.open_file(path, false).at("open", path)?;
         loop {
             match flock(&file, operation) {
                 Err(Errno::INTR) => {}
-                result => return result.map(|()| Lock(file)).at("lock", path),
+                result => return result.map(|()| Lock(Hold::Kernel(file))).at("lock", path),
             }
         }
     }
@@ -72,7 +120,7 @@ impl Lock {
         let file = layout.open_file(path, false).at("open", path)?;
         match flock(&file, operation) {
             Err(Errno::WOULDBLOCK) => Ok(None),
-            result => result.map(|()| Some(Lock(file))).at("lock", path),
+            result => result.map(|()| Some(Lock(Hold::Kernel(file)))).at("lock", path),
         }
     }
 }
@@ -80,7 +128,37 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // Explicitly, since a child between fork and exec still shares the open file.
-        let _ = flock(&self.0, FlockOperation::Unlock);
+        if let Hold::Kernel(file) = &self.0 {
+            let _ = flock(file, FlockOperation::Unlock);
+        }
+    }
+}
+
+/// That a process is at something, told by the file `path` for as long as this lives, where locks of
+/// the kernel's cannot be relied on.
+#[derive(Debug)]
+pub struct Presence {
+    _lock: Shared,
+}
+
+impl Cache {
+    /// Says that this process is at the file `path`; `None` where a lock of the kernel's tells it.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn presence(&self, path: &Path) -> Result<Option<Presence>> {
+        let Some(lives) = self.layout().lives() else { return Ok(None) };
+        let lock = Shared::take(lives, path).at("lock", path)?;
+        Ok(Some(Presence { _lock: lock }))
+    }
+}
+
+impl Presence {
+    /// Whether somebody living is at `path`, of the cache at `root`; `None` where a lock of the
+    /// kernel's tells it.
+    pub fn there(root: &Path, path: &Path) -> Option<bool> {
+        let layout = Layout::open(root).ok()?;
+        layout.lives().map(|lives| !leased::is_free(lives, path))
     }
 }
 
@@ -100,7 +178,10 @@ impl Cache {
     /// When its file cannot be written.
     pub fn lease(&self, who: &str) -> Result<Lease> {
         let layout = self.layout().clone();
-        let path = layout.dir("leases").join(unique());
+        let life = layout.lives().map(Lives::own).transpose();
+        let name =
+            life.at("lock", &layout.dir("leases"))?.map_or_else(unique, |l| leased::named(&l));
+        let path = layout.dir("leases").join(name);
         let who: String = who.chars().filter(|c| !c.is_control()).collect();
         // Under the lock, so that gc never sees the file without its owner's lock on it.
         let lock = Lock::shared(&layout)?;
@@ -108,7 +189,9 @@ impl Cache {
         options.read(true).append(true).create_new(true).mode(0o600);
         let mut file = options.open(&path).at("create", &path)?;
         crash_point!("lease.before-lock");
-        flock(&file, FlockOperation::NonBlockingLockExclusive).at("lock", &path)?;
+        if layout.lives().is_none() {
+            flock(&file, FlockOperation::NonBlockingLockExclusive).at("lock", &path)?;
+        }
         layout.access().admit(&file).at("set the mode of", &path)?;
         let line = format!("{} {who}\n", std::process::id());
         file.write_all(line.as_bytes()).at("write", &path)?;
@@ -176,6 +259,10 @@ fn note(layout: &Layout, mut file: &File, path: &Path, digests: &[Digest]) -> Re
     }
     let _lock = Lock::shared(layout)?;
     file.write_all(text.as_bytes()).at("write", path)?;
+    if layout.lives().is_some() {
+        // On the server, for gc on another machine to read.
+        file.sync_data().at("write", path)?;
+    }
     crash_point!("holds.after-note");
     Ok(())
 }

@@ -10,6 +10,7 @@
 //!   attempts/<key>/<id>/   private to one try: lock, attempt.json, checkpoints/<position>/, files
 //!   locks/aa/<key>         who works on the key; a kernel lock that ends with its process
 //!   leases/<name>          what a running process uses; its lock ends with the process
+//!   lives/<process>        on a network's file system: who lives, and so whose locks count
 //!   pins/<key>             what stays whatever is collected, and why
 //!   divergences/<key>/     results that differ from the entry, as evidence
 //!   runs/                  the engine's records
@@ -40,11 +41,14 @@ pub mod gc;
 mod index;
 mod layout;
 mod lease;
+mod leased;
 mod leftovers;
+mod lives;
 mod loss;
 mod memo;
 mod parts;
 mod pins;
+mod place;
 mod recipe;
 mod reindex;
 pub mod remote;
@@ -61,10 +65,12 @@ pub use commit::{Committer, Publication, Published};
 pub use digest::{Digest, Key, hash_file};
 pub use entry::{Entry, Output};
 pub use error::{Error, Result};
-pub use lease::Lease;
+pub use lease::{Lease, Presence};
+pub use lives::{Times, set_times};
 pub use memo::{Hit, Memo, Recalled};
 pub use parts::Pieces;
 pub use pins::Pin;
+pub use place::{Locks, set_index_home, set_locks};
 pub use recipe::{Item, Part, Recipe};
 pub use reindex::Reindexed;
 pub use scrub::{Damage, Scrubbed};

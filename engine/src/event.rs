@@ -102,6 +102,13 @@ pub enum Event {
         /// The step that failed, if that was the reason.
         because: Option<usize>,
     },
+    /// What became of the step's job on a cluster.
+    Job {
+        /// Position in the plan.
+        step: usize,
+        /// What.
+        said: Job,
+    },
     /// Its entry is on disk for everybody.
     Durable {
         /// Position in the plan.
@@ -116,6 +123,48 @@ pub enum Event {
     Ended {
         /// How.
         summary: Summary,
+    },
+}
+
+/// What a cluster says of jobs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub enum Job {
+    /// It waits in the queue.
+    Queued {
+        /// The cluster's name of it; empty before it has one.
+        job: String,
+        /// Why, in the cluster's words.
+        reason: String,
+    },
+    /// A node works at the step.
+    Began {
+        /// The cluster's name of the job.
+        job: String,
+        /// The node.
+        host: String,
+    },
+    /// A node has done so.
+    Ended {
+        /// The cluster's name of the job.
+        job: String,
+        /// The node.
+        host: String,
+        /// Wall time.
+        seconds: f64,
+        /// Cpus it had.
+        cpus: u32,
+        /// GPUs it had.
+        gpus: u32,
+    },
+    /// A job that takes many steps ended; it was of no step for so long.
+    Idle {
+        /// Wall time without a step.
+        seconds: f64,
+        /// Cpus it had.
+        cpus: u32,
+        /// GPUs it had.
+        gpus: u32,
     },
 }
 
@@ -139,14 +188,31 @@ pub enum Failure {
     Timeout,
     /// The run was stopped.
     Cancelled,
+    /// Its job ended before it did: its time was over, it made room for another, it was cancelled.
+    Preempted,
+    /// Its job, or the node under it, is lost.
+    Lost,
     /// A user's file is missing, unreadable or changed while it was read.
     Input,
 }
 
 impl Failure {
+    /// Whether the step is no cause of it, as may be on a cluster.
+    pub fn is_foreign(self) -> bool {
+        matches!(self, Failure::Preempted | Failure::Lost)
+    }
+
     /// Whether trying again can help.
     pub fn retriable(self) -> bool {
-        matches!(self, Failure::Crash | Failure::OutOfMemory | Failure::Fault | Failure::Timeout)
+        matches!(
+            self,
+            Failure::Crash
+                | Failure::OutOfMemory
+                | Failure::Fault
+                | Failure::Timeout
+                | Failure::Preempted
+                | Failure::Lost
+        )
     }
 }
 
@@ -173,6 +239,20 @@ pub struct Summary {
     /// What the remote cache was good for, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<Shared>,
+    /// What a cluster gave, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Used>,
+}
+
+/// What the jobs of a run took, also those of failed attempts and of idle pilots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Used {
+    /// Attempts that nodes ran.
+    pub jobs: usize,
+    /// Cpus times hours.
+    pub cpu_hours: f64,
+    /// GPUs times hours.
+    pub gpu_hours: f64,
 }
 
 fn is_zero(count: &usize) -> bool {

@@ -27,6 +27,7 @@ struct Origin {
     sources: Vec<(PathBuf, Digest)>,
     params: Value,
     profiles: Vec<String>,
+    executor: Value,
     /// The GPUs that planning looked at, if it did.
     gpus: Option<String>,
     /// The record in which the plan lies as JSON.
@@ -57,6 +58,7 @@ pub fn keep(cache: &Cache, name: &str, loaded: &Loaded, gpus: Option<String>, re
         sources: loaded.sources.iter().map(source).collect(),
         params: loaded.params.clone(),
         profiles: loaded.profiles.clone(),
+        executor: loaded.executor.clone(),
         gpus,
         record: record.into(),
     };
@@ -92,8 +94,9 @@ pub fn load(cache: &Cache, name: &str, gpus: &dyn Fn() -> String) -> Option<Kept
     if !all_there(&plan) {
         return None;
     }
-    let loaded = Loaded { plan, sources, params: origin.params, profiles: origin.profiles };
-    Some(Kept { loaded, record: origin.record })
+    let Origin { params, profiles, executor, record, .. } = origin;
+    let loaded = Loaded { plan, sources, params, profiles, executor };
+    Some(Kept { loaded, record })
 }
 
 /// Whether every path that the plan names stands for something: else planning would complain.

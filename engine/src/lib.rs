@@ -2,13 +2,14 @@
 //!
 //! Knows stages only as a trait; knows no tensors' meaning, no CUDA, no terminal. In reading order:
 //! [`stage`] (what a stage is), [`plan`] (the checked graph), [`lookup`] and [`key`] (what a step's
-//! result is called), [`schedule`] (what may run), [`executor`] with [`pool`] and [`wire`] (who runs
+//! result is called), [`schedule`] (what may run), [`executor`] with [`pool`], [`cluster`] and [`wire`] (who runs
 //! it), [`gpu`] (whose a GPU is), [`worker`] (how), [`command`] (the stage that runs any program), [`event`] and [`run`]
 //! (what is kept of it), [`repeat`] (a run that has nothing to do) and [`kept`] (long plans), [`roots`] (what that keeps). [`hub`] fetches models.
 //! [`graph`] draws plans, [`history`] reads runs, [`interop`] writes
 //! them for other tools.
 
 pub mod cause;
+pub mod cluster;
 pub mod command;
 pub mod descendants;
 pub mod diagnostic;

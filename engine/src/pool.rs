@@ -13,10 +13,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cache::Cache;
+use cache::{Cache, Key};
 use rustix::process::Signal;
 
+use crate::cluster::batch::Shape;
+use crate::cluster::{self, Cluster};
 use crate::descendants;
+use crate::event::Failure;
 use crate::stage::Registry;
 use crate::wire::{self, Answer, Order};
 use crate::worker;
@@ -31,6 +34,77 @@ pub enum Launcher {
     },
     /// Threads of this process: for tests of the engine alone.
     Threads(Registry),
+}
+
+/// Who is to run the steps of a run.
+pub enum Crew {
+    /// Workers of this machine.
+    Local(Launcher),
+    /// Jobs of a cluster.
+    Cluster(Box<cluster::Setup>),
+}
+
+impl Crew {
+    /// Those who run the steps; their messages go to `messages`.
+    ///
+    /// # Errors
+    /// When what a cluster needs cannot be written.
+    pub fn start(
+        self,
+        cache: &Cache,
+        build: &str,
+        messages: Messages,
+    ) -> io::Result<Box<dyn Runner>> {
+        Ok(match self {
+            Crew::Local(launcher) => Box::new(Pool::new(launcher, cache, build, messages)),
+            Crew::Cluster(setup) => Box::new(Cluster::start(*setup, cache, build, messages)?),
+        })
+    }
+}
+
+/// Who runs frozen steps, and says what became of them by [`Messages`]: workers of this machine
+/// ([`Pool`]), or a cluster ([`Cluster`](crate::cluster::Cluster)).
+pub trait Runner {
+    /// Somebody for a step, by a number; what it prints before the step goes to `log`.
+    ///
+    /// # Errors
+    /// Nobody can be had.
+    fn take(&mut self, wanted: &Wanted<'_>, log: &Path) -> io::Result<u64>;
+    /// Sends an order.
+    ///
+    /// # Errors
+    /// Whom it is for is gone.
+    fn order(&mut self, worker: u64, order: &Order) -> io::Result<()>;
+    /// Takes a worker back after a success.
+    fn give_back(&mut self, worker: u64);
+    /// Ends a worker and its step. Of one that is `gone` by itself, tells the signal that ended it,
+    /// if one did and that is known.
+    fn throw_away(&mut self, worker: u64, gone: bool) -> Option<Signal>;
+    /// Ends the idle worker that has the GPU, so that what it holds there is free. Tells whether
+    /// there was one.
+    fn evict(&mut self, uuid: &str) -> bool;
+    /// Ends all.
+    fn close(&mut self);
+    /// Somebody who works at `key` for a leader that is gone, and the attempt's directory.
+    fn resume(&mut self, _key: &Key) -> Option<(u64, PathBuf)> {
+        None
+    }
+    /// A step failed in this way: more may be asked for when it is tried again.
+    fn failed(&mut self, _key: &Key, _failure: Failure) {}
+    /// Lets all go on without this leader.
+    fn leave(&mut self) {}
+}
+
+/// What a step needs of whoever runs it.
+pub struct Wanted<'a> {
+    /// Of a local worker.
+    pub kind: &'a Kind,
+    /// Of a job.
+    pub shape: Shape,
+    /// Its key.
+    pub key: Key,
+    /// Whether it is better run by a pilot than by a job of its own.
+    pub pilot: bool,
 }
 
 /// What distinguishes warm workers. One that has GPUs is the only one on them: what it holds there
@@ -213,6 +287,27 @@ impl Pool {
         for id in ids {
             self.throw_away(id, false);
         }
+    }
+}
+
+impl Runner for Pool {
+    fn take(&mut self, wanted: &Wanted<'_>, log: &Path) -> io::Result<u64> {
+        Pool::take(self, wanted.kind, log)
+    }
+    fn order(&mut self, worker: u64, order: &Order) -> io::Result<()> {
+        Pool::order(self, worker, order)
+    }
+    fn give_back(&mut self, worker: u64) {
+        Pool::give_back(self, worker);
+    }
+    fn throw_away(&mut self, worker: u64, gone: bool) -> Option<Signal> {
+        Pool::throw_away(self, worker, gone)
+    }
+    fn evict(&mut self, uuid: &str) -> bool {
+        Pool::evict(self, uuid)
+    }
+    fn close(&mut self) {
+        Pool::close(self);
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use cache::Cache;
+use cache::{Cache, Presence};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +70,7 @@ pub struct Record {
     events: BufWriter<File>,
     started: Instant,
     flushed: Instant,
+    _presence: Option<Presence>,
 }
 
 impl Record {
@@ -139,16 +140,12 @@ impl Record {
         // Says that the run goes on, for as long as this process does. Where a file system knows no
         // locks, that cannot be told, and is all that is missing.
         let _ = flock(&events, FlockOperation::LockExclusive);
+        let presence = cache.presence(&dir.join(EVENTS))?;
         // Last, so that a directory with a run.json is complete.
         cache.write(&dir.join("run.json"), &serde_json::to_vec_pretty(&info)?)?;
         let (started, flushed) = (Instant::now(), Instant::now());
-        Ok(Record {
-            info,
-            dir,
-            events: BufWriter::with_capacity(1 << 16, events),
-            started,
-            flushed,
-        })
+        let events = BufWriter::with_capacity(1 << 16, events);
+        Ok(Record { info, dir, events, started, flushed, _presence: presence })
     }
 
     /// Stamps and keeps one event. A full disk must not end a run: the loss is told once, by the

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::event::Failure;
+use crate::event::{Failure, Job};
 use crate::stage::Report;
 
 /// Raised when messages change their meaning; both sides must agree.
@@ -121,6 +121,13 @@ pub enum Answer {
         /// For people.
         message: String,
     },
+    /// Of the step's job; said by a cluster, never by a worker.
+    Job {
+        /// What.
+        said: Job,
+    },
+    /// Somebody wants the run to end; said by a cluster.
+    Cancelled,
 }
 
 /// Sends one message.

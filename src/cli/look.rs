@@ -295,3 +295,62 @@ pub struct Init {
     #[arg(long)]
     pub force: bool,
 }
+
+#[derive(Args)]
+#[command(
+    after_help = "Its leader, if it goes on somewhere, stops; what its steps have saved stays.
+
+Examples:
+  pipe cancel
+  pipe cancel 20261126-0031"
+)]
+pub struct Cancel {
+    /// A run [default: the newest in this directory]
+    pub run: Option<String>,
+    /// Where artifacts are kept [default: $PIPE_CACHE, else the user's cache directory]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Every step becomes a job that runs `pipe run --only STEP` with the same settings and cache, which
+all nodes must see. Kubernetes knows no order of Jobs: they have their wave as a label.
+
+Examples:
+  pipe export-jobs script pipelines/mohawk.yaml > submit.sh && bash submit.sh
+  pipe export-jobs k8s mohawk.yaml --image lab/pipe:1 --claim shared > jobs.json
+  kubectl apply -f jobs.json -l pipe/wave=0"
+)]
+pub struct ExportJobs {
+    /// What to write
+    pub format: JobFormat,
+    /// Pipeline file [default: the embedded `mohawk.yaml`]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Only this step and what it needs; may be repeated
+    #[arg(long, value_name = "STEP")]
+    pub until: Vec<String>,
+    /// GPUs of a node: `device: auto` computes on one if there is any
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub gpus: u32,
+    /// With `k8s`: an image with `pipe` in it
+    #[arg(long, value_name = "IMAGE", default_value = "pipe")]
+    pub image: String,
+    /// With `k8s`: a claim of a volume that holds the cache and the pipeline's files
+    #[arg(long, value_name = "CLAIM")]
+    pub claim: Option<String>,
+    /// With `k8s`: where that is mounted
+    #[arg(long, value_name = "DIR", default_value = "/work")]
+    pub mount: String,
+}
+
+/// Jobs without a leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JobFormat {
+    /// A script that submits a chain of jobs to Slurm
+    Script,
+    /// Kubernetes Jobs
+    K8s,
+}

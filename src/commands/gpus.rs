@@ -15,7 +15,7 @@ pub fn gpus() -> &'static Gpus {
         let variable = |name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned());
         match variable(FAKE) {
             None => ::stages::gpu::offered(),
-            Some(text) => Gpus { list: fake(&text), without: format!("{FAKE} names none") }
+            Some(text) => Gpus { list: fake(&text), ..Gpus::none(format!("{FAKE} names none")) }
                 .visible(variable("CUDA_VISIBLE_DEVICES").as_deref()),
         }
     })

@@ -3,12 +3,14 @@
 mod ahead;
 mod bench;
 mod cache;
+mod cancel;
 mod chat;
 mod check;
 mod compare;
 mod completions;
 mod diff;
 mod export;
+mod export_jobs;
 mod export_run;
 mod forecast;
 mod generate;
@@ -28,12 +30,14 @@ mod run;
 mod runs;
 mod schema;
 mod show;
+mod slurm;
 mod speech;
 mod stages;
 mod status;
 mod top;
 mod unchanged;
 mod why;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -42,6 +46,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ::cache::Cache;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
+use engine::gpu::Gpus;
 use engine::spec::{self, Loaded};
 use engine::stage::Registry;
 
@@ -74,6 +79,7 @@ impl std::error::Error for Wrong {}
 /// Runs the verb.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     SHARED.store(cli.shared_cache, Ordering::Relaxed);
+    choose_locks()?;
     match cli.verb {
         Verb::Init(args) => init::init(args),
         Verb::Run(args) => run::run(args),
@@ -89,10 +95,12 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Diff(args) => diff::diff(args),
         Verb::Compare(args) => compare::compare(args),
         Verb::Status(args) => status::status(args),
+        Verb::Cancel(args) => cancel::cancel(args),
         Verb::Top(args) => top::top(args),
         Verb::Report(args) => report::report(args),
         Verb::Export(args) => export::export(args),
         Verb::ExportRun(args) => export_run::export_run(args),
+        Verb::ExportJobs(args) => export_jobs::export_jobs(args),
         Verb::Generate(args) => generate::generate(args),
         Verb::Chat(args) => chat::chat(args),
         Verb::Bench(Bench::Decode(args)) => bench::decode(*args),
@@ -102,22 +110,29 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Completions(args) => completions::completions(args),
         Verb::Man(args) => man::man(args),
         Verb::Schema => schema::schema(),
-        Verb::Worker { store } => {
-            engine::worker::main(&store, REGISTRY, BUILD)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Verb::Worker(args) => worker::worker(args),
     }
 }
 
 /// Reads and checks a pipeline; all its errors at once.
 pub fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
-    let options = spec::Options {
+    load_for(file, settings, gpus::gpus().clone())
+}
+
+/// What the command line says about a pipeline.
+fn spec_options(settings: &Settings, gpus: Gpus) -> Result<spec::Options> {
+    Ok(spec::Options {
         profiles: settings.profiles.clone(),
         params_files: settings.params.clone(),
         sets: settings.sets.clone(),
         cwd: std::env::current_dir().context("the current directory is gone")?,
-        gpus: gpus::gpus().clone(),
-    };
+        gpus,
+    })
+}
+
+/// As [`load`], for whoever has these GPUs.
+fn load_for(file: Option<&Path>, settings: &Settings, gpus: Gpus) -> Result<Loaded> {
+    let options = spec_options(settings, gpus)?;
     let loaded = match file {
         Some(file) => spec::load(file, &options, &REGISTRY),
         None => spec::load_text(EMBEDDED.0, EMBEDDED.1, &options, &REGISTRY),
@@ -127,6 +142,28 @@ pub fn load(file: Option<&Path>, settings: &Settings) -> Result<Loaded> {
     // So that `why` finds it again, whatever the directory; the embedded one has none.
     loaded.plan.file = file.map(std::path::absolute).transpose()?.unwrap_or_default();
     Ok(loaded)
+}
+
+/// Which locks a cache gets, by `$PIPE_CACHE_LOCKS`, and where this machine keeps indexes of those on
+/// a network's file system.
+fn choose_locks() -> Result<()> {
+    use ::cache::Locks;
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    let locks = match var("PIPE_CACHE_LOCKS").as_deref().map(|v| v.to_string_lossy().into_owned()) {
+        None => Locks::Auto,
+        Some(text) => match &text[..] {
+            "kernel" => Locks::Kernel,
+            "leases" => Locks::Leases,
+            _ => bail!(Wrong(format!(
+                "PIPE_CACHE_LOCKS={text} is no kind of locks\nhint: `kernel` or `leases`; without it the file system decides"
+            ))),
+        },
+    };
+    ::cache::set_locks(locks);
+    let user = rustix::process::getuid().as_raw();
+    let home = var("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    ::cache::set_index_home(home.join(format!("pipe-index-{user}")));
+    Ok(())
 }
 
 /// Opens the store: `--cache`, else `$PIPE_CACHE`, else the user's cache directory.

@@ -35,7 +35,7 @@ pub fn must_open(of: &OfRemote) -> Result<Remote> {
     })
 }
 
-fn config() -> Result<Config> {
+pub fn config() -> Result<Config> {
     match config_dir() {
         Some(dir) => Config::read(&dir.join("config.yaml")).map_err(|e| anyhow!(Wrong(e))),
         None => Ok(Config::default()),

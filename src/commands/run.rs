@@ -2,18 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Options, Outcome, Setting};
 use engine::plan::Plan;
-use engine::pool::Launcher;
-use engine::run::{Asked, Past};
+use engine::pool::{Crew, Launcher};
+use engine::run::{Asked, Past, Record};
 use engine::spec::Loaded;
 
+use super::slurm::Slurmed;
 use super::{ahead, unchanged};
-use crate::cli::Run;
+use crate::cli::{Place, Run};
 use crate::console::Console;
 use crate::machine;
 use crate::out;
@@ -24,38 +25,49 @@ const DRAWN: usize = 2000;
 /// How often the user asked to stop.
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
+/// Whether jobs of a cluster go on when the run is stopped.
+static LEAVE: AtomicBool = AtomicBool::new(false);
+
 pub fn run(args: Run) -> Result<ExitCode> {
+    if args.detach {
+        return detach(&args);
+    }
     let memo = unchanged::memo(&args)?;
     let early = unchanged::cache(&args)?;
     if repeated(&args, early.as_ref(), memo.as_deref())? {
         return Ok(ExitCode::SUCCESS);
     }
-    let (loaded, like) = unchanged::load(&args, early.as_ref(), memo.as_deref())?;
+    let slurm = super::slurm::prepare(&args)?;
+    let kept = (early.as_ref(), memo.as_deref());
+    let (loaded, like) = load(&args, slurm.as_ref(), kept)?;
     let mut options = Options { plan_of: like.clone(), ..options(&args, memo.clone(), &loaded)? };
     let cache = match early {
         Some(cache) => cache,
         None => super::open_cache(args.settings.cache.as_deref())?,
     };
+    options.cluster = slurm.as_ref().map(|slurm| slurm.options(&args, &loaded, &cache));
     let remote = super::remote::open(&args.remote)?;
-    ahead::look(&loaded.plan, &cache, &mut options, args.budget, remote.is_some())?;
+    let elsewhere = remote.is_some() || slurm.is_some();
+    ahead::look(&loaded.plan, &cache, &mut options, args.budget, elsewhere)?;
     let made = (&loaded, like.as_deref());
     let mut record = unchanged::record(&cache, made, asked(&args)?, memo.as_deref())?;
     let before = || ahead::expected(&loaded.plan, &cache);
     let mut console = Console::new(&loaded.plan, (args.quiet, args.json), before, &options.gpus);
-    listen()?;
-
     let mut broken = false;
     let run_id = record.info.id.clone();
+    listen(slurm.is_some().then(|| run_id.clone()))?;
+    let crew = crew(slurm, &record, &cache)?;
     let hub = super::hub();
     let setting = Setting {
         registry: super::REGISTRY,
         cache: &cache,
-        launcher: Launcher::Processes { args: vec!["worker".into()] },
+        crew,
         build: super::BUILD,
         run: &run_id,
         hub: &hub,
         remote: remote.as_ref(),
         interrupts: &INTERRUPTS,
+        leave: &LEAVE,
     };
     let mut outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
         let t = record.write(&event).unwrap_or_else(|error| {
@@ -76,15 +88,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
         let (plan, ids) = (&loaded.plan, (&*run_id, like.as_deref().unwrap_or(&run_id)));
         found.keep(&cache, plan, ids, &loaded.sources, unchanged::gpus_of(plan));
     }
-    if (outcome.summary.failed > 0 || outcome.unkept.is_some())
-        && let Some(full) = cache::disk::trouble(cache.root())
-    {
-        out::message(full);
-    }
-    if !args.json {
-        ahead::tell_left(&loaded.plan, &outcome.left, args.budget);
-    }
-    console.last_line(&outcome.summary);
+    last_words(&args, &loaded.plan, &cache, &outcome, &mut console);
     // A great plan takes longer to take apart than the process has left.
     std::mem::forget((std::mem::take(&mut outcome.steps), loaded));
     kept?;
@@ -94,6 +98,25 @@ pub fn run(args: Run) -> Result<ExitCode> {
     }
 }
 
+/// What is said at the end of a run.
+fn last_words(
+    args: &Run,
+    plan: &Plan,
+    cache: &cache::Cache,
+    outcome: &Outcome,
+    console: &mut Console,
+) {
+    if (outcome.summary.failed > 0 || outcome.unkept.is_some())
+        && let Some(full) = cache::disk::trouble(cache.root())
+    {
+        out::message(full);
+    }
+    if !args.json {
+        ahead::tell_left(plan, &outcome.left, args.budget);
+    }
+    console.last_line(&outcome.summary);
+}
+
 /// Whether there was nothing to do, which then is told and recorded.
 fn repeated(args: &Run, cache: Option<&cache::Cache>, memo: Option<&str>) -> Result<bool> {
     let (Some(cache), Some(name), false) = (cache, memo, args.paranoid) else { return Ok(false) };
@@ -101,6 +124,44 @@ fn repeated(args: &Run, cache: Option<&cache::Cache>, memo: Option<&str>) -> Res
     let mut console = Console::new(&Plan::default(), (args.quiet, args.json), Vec::new, &[]);
     console.last_line(&summary);
     Ok(true)
+}
+
+/// The pipeline, for the GPUs of here or of the cluster, and the record in which its plan lies if an
+/// earlier run made it.
+fn load(
+    args: &Run,
+    slurm: Option<&Slurmed>,
+    (cache, memo): (Option<&cache::Cache>, Option<&str>),
+) -> Result<(Loaded, Option<String>)> {
+    match slurm {
+        Some(slurm) => {
+            Ok((super::load_for(args.file.as_deref(), &args.settings, slurm.gpus())?, None))
+        }
+        None => unchanged::load(args, cache, memo),
+    }
+}
+
+/// Who runs the steps.
+fn crew(slurm: Option<Slurmed>, record: &Record, cache: &cache::Cache) -> Result<Crew> {
+    match slurm {
+        Some(slurm) => slurm.crew(record, cache),
+        None => Ok(Crew::Local(Launcher::Processes { args: vec!["worker".into()] })),
+    }
+}
+
+/// Lets a job lead the run.
+fn detach(args: &Run) -> Result<ExitCode> {
+    if args.on != Place::Slurm {
+        let hint = "hint: without a cluster, `nohup pipe run … &` leaves a run to itself";
+        bail!(super::Wrong(format!("`--detach` goes with `--on slurm`\n{hint}")));
+    }
+    // What is wrong with the pipeline is told here, not in a log.
+    let gpus = match super::slurm::prepare(args)? {
+        Some(slurm) => slurm.gpus(),
+        None => super::gpus::gpus().clone(),
+    };
+    super::load_for(args.file.as_deref(), &args.settings, gpus)?;
+    super::slurm::detach(args)
 }
 
 /// Draws the report beside the record. Its failure is told and ends nothing.
@@ -141,7 +202,9 @@ fn options(args: &Run, memo: Option<String>, loaded: &Loaded) -> Result<Options>
     let mut options = Options { keep_going: args.keep_going, memo, ..Options::default() };
     options.paranoid = args.paranoid;
     options.jobs = args.jobs.unwrap_or(options.jobs);
-    options.gpus = super::gpus::gpus().list.clone();
+    if args.on == Place::Local {
+        options.gpus = super::gpus::gpus().list.clone();
+    }
     for name in &args.until {
         options.until.extend(super::select(loaded, name)?);
     }
@@ -159,6 +222,9 @@ fn options(args: &Run, memo: Option<String>, loaded: &Loaded) -> Result<Options>
         options.only = Some(super::one_step(loaded, name)?);
     }
     options.remote_required = args.remote_required;
+    if args.on != Place::Local {
+        return Ok(options);
+    }
     options.memory = machine::memory().unwrap_or(u64::MAX);
     for step in &loaded.plan.steps {
         if step.resources.memory > options.memory {
@@ -173,8 +239,8 @@ fn options(args: &Run, memo: Option<String>, loaded: &Loaded) -> Result<Options>
     Ok(options)
 }
 
-/// Counts Ctrl-C and SIGTERM.
-fn listen() -> Result<()> {
+/// Counts Ctrl-C and SIGTERM. Of the run `on_cluster`, jobs may go on.
+fn listen(on_cluster: Option<String>) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGTERM,
@@ -183,7 +249,9 @@ fn listen() -> Result<()> {
     .context("cannot listen for signals")?;
     std::thread::spawn(move || {
         for _ in signals.forever() {
-            if INTERRUPTS.fetch_add(1, Ordering::Relaxed) == 0 {
+            if let Some(run) = &on_cluster {
+                super::slurm::interrupted(run, &INTERRUPTS, &LEAVE);
+            } else if INTERRUPTS.fetch_add(1, Ordering::Relaxed) == 0 {
                 out::message("stopping after a checkpoint; once more stops at once");
             }
         }

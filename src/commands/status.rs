@@ -59,6 +59,11 @@ fn tell(brief: &Brief, plan: &Plan, now: &Now) {
     out::line(format!("  {}", counts(now, brief.state == State::Running)));
     let told = plan.steps.iter().zip(&now.steps).filter_map(|(step, stand)| {
         let (word, text) = match stand {
+            Stand::Running(Running { queued: Some((job, reason)), .. })
+                if brief.state == State::Running =>
+            {
+                (paint.yellow("queued "), in_queue(job, reason))
+            }
             Stand::Running(running) if brief.state == State::Running => {
                 (paint.bold("running"), at_work(running, brief.seconds))
             }
@@ -97,9 +102,20 @@ fn counts(now: &Now, goes_on: bool) -> String {
     parts.map(|(n, what, _)| format!("{n} {what}")).collect::<Vec<_>>().join(", ")
 }
 
+/// `job 12_3: Resources`
+fn in_queue(job: &str, reason: &str) -> String {
+    match job {
+        "" => clean(reason),
+        job => format!("job {}: {}", clean(job), clean(reason)),
+    }
+}
+
 /// `41 %, 52000 tokens/s, loss 1.234, 12 s left`.
 pub fn at_work(running: &Running, seconds: f64) -> String {
     let mut parts = Vec::new();
+    if let Some((host, job)) = &running.at {
+        parts.push(format!("on {} (job {})", clean(host), clean(job)));
+    }
     if running.total > 0 {
         parts.push(format!("{:.0} %", 100.0 * running.done as f64 / running.total as f64));
     }
@@ -135,6 +151,12 @@ pub fn to_json(brief: &Brief, plan: &Plan, now: &Now) -> Value {
                 object["rate"] = json!(running.rate());
                 object["left_s"] = json!(running.left());
                 object["metrics"] = json!(running.metrics);
+                if let Some((job, reason)) = &running.queued {
+                    object["queued"] = json!({ "job": job, "reason": reason });
+                }
+                if let Some((host, job)) = &running.at {
+                    object["at"] = json!({ "host": host, "job": job });
+                }
                 if brief.state == State::Running { "running" } else { "interrupted" }
             }
             Stand::Cached => "cached",

@@ -12,14 +12,20 @@ use engine::spec::Loaded;
 use engine::{kept, repeat};
 
 use super::run::asked;
-use crate::cli::Run;
+use crate::cli::{Place, Run};
 use crate::machine;
 
 /// The name of what runs like this one find; `None` where a run must look for itself.
 pub fn memo(args: &Run) -> Result<Option<String>> {
     let steps = [&args.until, &args.from, &args.force, &args.fresh];
     let some = args.only.is_some() || steps.iter().any(|names| !names.is_empty());
-    if some || args.json || args.remote_required || super::remote::open(&args.remote)?.is_some() {
+    // On a cluster the site decides what the plan is.
+    if some
+        || args.json
+        || args.on != Place::Local
+        || args.remote_required
+        || super::remote::open(&args.remote)?.is_some()
+    {
         return Ok(None);
     }
     let settings = &args.settings;

@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use plan::{
     Blob, Eviction, Facts, Holder, Keeper, Keeping, Name, Plan, Policy, Product, Record, Root,
@@ -25,6 +26,7 @@ pub use usage::{Sum, Usage};
 use watch::{Watch, is_free, list};
 pub(crate) use watch::{attempts_in, digests_of};
 
+use crate::attempt::LOCK;
 use crate::cache::{Cache, Found};
 use crate::crash_point;
 use crate::digest::{Digest, Key};
@@ -33,6 +35,8 @@ use crate::lease::Lock;
 use crate::loss;
 use crate::stat::Stamp;
 
+/// After what was noted of a use has reached a server, and before what was moved is removed.
+const GRACE: Duration = Duration::from_secs(1);
 /// So many things are moved while everybody else waits.
 const BATCH: usize = 64;
 
@@ -168,7 +172,7 @@ impl Collector {
             };
             match used.names.contains(&blob.name) {
                 false => match layout.to_trash(&path)? {
-                    Some(path) => moved.push((path, blob.bytes)),
+                    Some(aside) => moved.push((aside, path, *blob)),
                     None => done.spared += blob.bytes,
                 },
                 true => done.spared += blob.bytes,
@@ -176,11 +180,21 @@ impl Collector {
             crash_point!("gc.after-rename");
         }
         drop(lock);
+        if layout.lives().is_some() && !moved.is_empty() {
+            // Nobody was kept from noting a use meanwhile: what was, goes back.
+            std::thread::sleep(GRACE);
+            self.refresh(used)?;
+            moved.retain(|(aside, path, blob)| {
+                let back = used.names.contains(&blob.name) && fs::rename(aside, path).is_ok();
+                done.spared += if back { blob.bytes } else { 0 };
+                !back
+            });
+        }
         crash_point!("gc.before-unlink");
-        for (path, bytes) in moved {
+        for (path, _, blob) in moved {
             layout.unlink(&path)?;
             done.blobs += 1;
-            done.bytes += bytes;
+            done.bytes += blob.bytes;
             crash_point!("gc.after-unlink");
         }
         Ok(())
@@ -212,7 +226,7 @@ impl Collector {
         let lock = Lock::exclusive(&layout)?;
         let parent = layout.attempts(&trial.key);
         for dir in list(&parent)? {
-            if !is_free(&dir.join("lock"))? {
+            if !is_free(&layout, &dir.join(LOCK))? {
                 return Ok(());
             }
         }

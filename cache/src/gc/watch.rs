@@ -15,12 +15,14 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::plan::{Keeper, Name};
-use crate::attempt;
+use crate::attempt::{self, LOCK};
 use crate::cache::{Cache, Found};
 use crate::digest::{Digest, Key};
 use crate::entry::Entry;
 use crate::error::{At, Error, Result};
+use crate::layout::Layout;
 use crate::lease::{self, HOLDS, Lock};
+use crate::leased;
 use crate::parts;
 use crate::stat::Stamp;
 use crate::tree;
@@ -118,7 +120,7 @@ impl Watch {
         // Whoever comes later is seen when notes are read again.
         let _lock = Lock::exclusive(cache.layout())?;
         for path in list(&cache.layout().dir("leases"))? {
-            if is_free(&path)? {
+            if is_free(cache.layout(), &path)? {
                 if clean {
                     let _ = fs::remove_file(&path);
                 }
@@ -132,7 +134,7 @@ impl Watch {
             }
         }
         for (key, dir) in watch.attempts()? {
-            if !is_free(&dir.join("lock"))? {
+            if !is_free(cache.layout(), &dir.join(LOCK))? {
                 continue;
             }
             let finished = attempt::left(&dir).is_some();
@@ -299,7 +301,10 @@ fn read_recipe(cache: &Cache, digest: &Digest) -> Result<Option<Vec<Digest>>> {
 }
 
 /// Whether nobody has the lock of this file; a file that is not there is nobody's.
-pub(crate) fn is_free(path: &Path) -> Result<bool> {
+pub(crate) fn is_free(layout: &Layout, path: &Path) -> Result<bool> {
+    if let Some(lives) = layout.lives() {
+        return Ok(leased::is_free(lives, path));
+    }
     let file = match tree::open_plain(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
         // A plain file where an attempt's directory should be.

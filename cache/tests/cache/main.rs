@@ -11,6 +11,7 @@ mod gc_beside;
 mod gc_plan;
 mod hostile;
 mod index;
+mod leases;
 mod loss;
 mod model;
 mod orphan;

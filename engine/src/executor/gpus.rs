@@ -12,7 +12,8 @@ impl Executor<'_> {
     pub(super) fn take_gpus(&mut self, at: usize) -> Option<Vec<String>> {
         let step = &self.plan.steps[self.steps[at]];
         let count = (step.resources.gpu as usize).min(self.options.gpus.len());
-        if count == 0 {
+        // Of a cluster's GPUs its batch system takes care.
+        if count == 0 || self.options.cluster.is_some() {
             return Some(Vec::new());
         }
         let who = format!("run {} (process {})", self.run_id, std::process::id());

@@ -9,7 +9,6 @@ use cache::{Claimed, Digest, Hit, Key, Kind, Publication};
 use super::{Blocked, Executor, Running};
 use crate::event::{Event, Failure};
 use crate::lookup::{self, Artifact, Inputs};
-use crate::pool;
 use crate::wire::{Frozen, FrozenInput, Order};
 use crate::worker::LOG;
 
@@ -228,33 +227,40 @@ impl Executor<'_> {
         if anew && self.attempts[step] == 0 {
             self.cache.checkpoints_drop(&key).map_err(|e| cannot("drop checkpoints", &e))?;
         }
+        if !anew
+            && claim.is_some()
+            && let Some((worker, attempt)) = self.resumed(&key)
+        {
+            self.started(at, key, claim, Begun { worker, attempt, gpus });
+            return Ok(());
+        }
         let attempt = self.cache.attempt(&key).map_err(|e| cannot("make an attempt", &e))?;
         let dir = attempt.dir.clone();
         lay_out(&mut inputs, &dir).map_err(|e| cannot("lay out what is from a hub", &e))?;
-        let threads = super::slots(self.plan, step, self.registry, self.options).cpu as usize;
-        let kind = match gpus.is_empty() {
-            true => pool::Kind::Cpu(threads),
-            false => pool::Kind::Gpus(gpus.clone()),
-        };
-        let worker = self.pool.take(&kind, &dir.join(LOG));
+        let wanted = self.wanted(step, key, &gpus);
+        let threads = wanted.shape.cpus as usize;
+        let worker = self.pool.take(&wanted.wanted(), &dir.join(LOG));
         let worker = worker.map_err(|e| cannot("start a worker", &e))?;
-        let resumed = self.cache.checkpoint_latest(&key).map(|(position, _)| position);
         let order = self.order(step, key, threads, inputs, &dir);
-        self.attempts[step] += 1;
-        self.by_worker.insert(worker, at);
-        let running = Running { worker, claim, attempt, started: Instant::now(), gpus, key };
-        self.running.insert(at, running);
-        self.emit(Event::Launched {
-            step,
-            key,
-            attempt: self.attempts[step],
-            dir: dir.strip_prefix(self.cache.root()).unwrap_or(&dir).display().to_string(),
-            resumed,
-        });
+        self.started(at, key, claim, Begun { worker, attempt, gpus });
         if self.pool.order(worker, &order).is_err() {
             self.lost(at, Failure::Crash);
         }
         Ok(())
+    }
+
+    /// Somebody works at a step, or will.
+    fn started(&mut self, at: usize, key: Key, claim: Option<cache::Claim>, begun: Begun) {
+        let step = self.steps[at];
+        let Begun { worker, attempt, gpus } = begun;
+        let resumed = self.cache.checkpoint_latest(&key).map(|(position, _)| position);
+        let dir = attempt.dir.strip_prefix(self.cache.root()).unwrap_or(&attempt.dir);
+        let dir = dir.display().to_string();
+        self.attempts[step] += 1;
+        self.by_worker.insert(worker, at);
+        let (started, begun) = (Instant::now(), self.options.cluster.is_none());
+        self.running.insert(at, Running { worker, claim, attempt, started, begun, gpus, key });
+        self.emit(Event::Launched { step, key, attempt: self.attempts[step], dir, resumed });
     }
 
     fn order(
@@ -295,6 +301,13 @@ impl Executor<'_> {
         };
         Order::Run { frozen: Box::new(frozen), attempt: dir.to_path_buf(), places }
     }
+}
+
+/// Who works at a step, and where.
+struct Begun {
+    worker: u64,
+    attempt: cache::Attempt,
+    gpus: Vec<String>,
 }
 
 /// Gives everything from a hub one place below `dir`, with its own files and no others: links to

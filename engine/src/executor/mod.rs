@@ -9,6 +9,7 @@ mod budget;
 mod fetch;
 mod found;
 mod gpus;
+mod jobs;
 mod launch;
 mod needed;
 mod options;
@@ -18,7 +19,7 @@ mod tidy;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use cache::{Attempt, Cache, Claim, Committer, Digest, Hit, Key, Lease, Output, P
 
 pub use budget::{Budget, Left, Why};
 pub use found::Found;
-pub use options::Options;
+pub use options::{OnCluster, Options};
 
 use crate::event::{Event, Failure, Summary};
 use crate::gpu::desk::Desk;
@@ -35,7 +36,7 @@ use crate::hub;
 use crate::key::PreImage;
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
-use crate::pool::{Launcher, Message, Pool};
+use crate::pool::{Crew, Message, Runner};
 use crate::schedule::{Command, Need, Schedule, Slots, State};
 use crate::stage::{Cpu, Registry};
 use crate::wire::{Answer, Order};
@@ -78,8 +79,8 @@ pub struct Setting<'a> {
     pub registry: Registry,
     /// The store.
     pub cache: &'a Cache,
-    /// How workers come to life.
-    pub launcher: Launcher,
+    /// Who runs the steps.
+    pub crew: Crew,
     /// Build of the binary, for the handshake and the record.
     pub build: &'a str,
     /// Id of the run, shown to whoever waits for it.
@@ -90,6 +91,8 @@ pub struct Setting<'a> {
     pub remote: Option<&'a cache::remote::Remote>,
     /// Raised by each Ctrl-C: 1 stops cleanly, 2 at once.
     pub interrupts: &'a AtomicU32,
+    /// When the run is stopped, jobs of a cluster go on without it.
+    pub leave: &'a AtomicBool,
 }
 
 /// Runs `plan`. Events go to `sink` as they happen.
@@ -116,6 +119,8 @@ struct Running {
     claim: Option<Claim>,
     attempt: Attempt,
     started: Instant,
+    /// Whether somebody works at it: not while its job waits in a queue.
+    begun: bool,
     gpus: Vec<String>,
     key: Key,
 }
@@ -149,6 +154,7 @@ struct Executor<'a> {
     run_id: &'a str,
     build: &'a str,
     interrupts: &'a AtomicU32,
+    leave: &'a AtomicBool,
     sink: &'a mut dyn FnMut(Event),
     schedule: Schedule,
     /// Positions in the plan of the steps this run looks at, and back.
@@ -172,7 +178,8 @@ struct Executor<'a> {
     desk: Desk,
     /// Since when a step has had too little GPU memory.
     short: HashMap<usize, Instant>,
-    pool: Pool,
+    pool: Box<dyn Runner>,
+    foreign: HashMap<usize, jobs::Tries>,
     committer: Committer,
     tidy: tidy::Tidy,
     lease: Lease,
@@ -196,14 +203,18 @@ impl<'a> Executor<'a> {
     ) -> Result<Executor<'a>> {
         let steps = options.selection(plan);
         let needs = needs(plan, &steps, setting.registry, options);
-        let pool =
-            Slots { cpu: options.jobs, gpu: options.gpus.len() as u32, memory: options.memory };
+        let pool = options.slots();
         let (sender, heard) = channel();
         let durable = sender.clone();
         let fetching = fetch::Fetching::new(setting.hub, sender.clone());
         let sharing = setting.remote.map(|remote| {
             remote::Sharing::new(remote, setting.cache, options.remote_required, sender.clone())
         });
+        let crew = setting.crew.start(
+            setting.cache,
+            setting.build,
+            Arc::new(move |m| sender.send(Heard::Worker(m)).is_ok()),
+        )?;
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
         let finder = found::Finder::new(setting.cache, options, &steps);
@@ -221,6 +232,7 @@ impl<'a> Executor<'a> {
             run_id: setting.run,
             build: setting.build,
             interrupts: setting.interrupts,
+            leave: setting.leave,
             sink,
             settled: vec![Settled::default(); plan.steps.len()],
             images: HashMap::new(),
@@ -234,12 +246,8 @@ impl<'a> Executor<'a> {
             by_key: HashMap::new(),
             desk: Desk::new(&options.gpus, &options.gpu_locks),
             short: HashMap::new(),
-            pool: Pool::new(
-                setting.launcher,
-                setting.cache,
-                setting.build,
-                Arc::new(move |m| sender.send(Heard::Worker(m)).is_ok()),
-            ),
+            pool: crew,
+            foreign: HashMap::new(),
             committer,
             tidy: tidy::Tidy::new(setting.cache),
             lease: setting.cache.lease(&format!("run {}", setting.run))?,
@@ -279,6 +287,10 @@ impl<'a> Executor<'a> {
         self.tell_skipped();
         self.fetching.stop();
         self.pool.close();
+        // What a cluster said at its end.
+        while let Ok(heard) = self.heard.try_recv() {
+            self.hear(heard);
+        }
         let flushed = self.committer.flush();
         while let Ok(heard) = self.heard.try_recv() {
             self.hear(heard);
@@ -451,6 +463,9 @@ impl<'a> Executor<'a> {
             sharing.stop();
         }
         self.blocked.clear();
+        if self.leaves_jobs() {
+            return;
+        }
         for at in self.running.keys().copied().collect::<Vec<_>>() {
             let worker = self.running[&at].worker;
             if interrupts > 1 || self.pool.order(worker, &Order::Cancel).is_err() {
@@ -461,7 +476,7 @@ impl<'a> Executor<'a> {
 
     fn end_overdue(&mut self) {
         let overdue = |(&at, running): (&usize, &Running)| {
-            let limit = self.plan.steps[self.steps[at]].timeout_s?;
+            let limit = self.plan.steps[self.steps[at]].timeout_s.filter(|_| running.begun)?;
             (running.started.elapsed().as_secs_f64() > limit).then_some(at)
         };
         for at in self.running.iter().filter_map(overdue).collect::<Vec<_>>() {
@@ -494,6 +509,10 @@ impl<'a> Executor<'a> {
             Heard::Durable(done) => self.durable(done),
             Heard::Hub(said) => self.hub_said(said),
             Heard::Remote(said) => self.remote_said(said),
+            Heard::Worker(Message { answer: Some(Answer::Cancelled), .. }) => self.cancelled(),
+            Heard::Worker(Message { worker, answer: Some(Answer::Job { said }) }) => {
+                self.of_job(worker, said);
+            }
             Heard::Worker(Message { worker, answer }) => {
                 let Some(&at) = self.by_worker.get(&worker) else {
                     if answer.is_none() {
@@ -511,7 +530,7 @@ impl<'a> Executor<'a> {
                         self.pool.throw_away(worker, false);
                         self.attempt_failed(at, failure, message);
                     }
-                    Some(Answer::Hello { .. }) => {}
+                    Some(Answer::Hello { .. } | Answer::Job { .. } | Answer::Cancelled) => {}
                     None => self.lost(at, Failure::Crash),
                 }
             }
@@ -534,8 +553,16 @@ fn needs(plan: &Plan, steps: &[usize], registry: Registry, options: &Options) ->
     steps.iter().map(need).collect()
 }
 
-/// What a step takes: its own `resources`, else the stage's default; beside a GPU one cpu will do.
+/// What a step takes of the pool. A job of a cluster is one slot, whatever it takes there.
 fn slots(plan: &Plan, step: usize, registry: Registry, options: &Options) -> Slots {
+    match options.cluster {
+        Some(_) => Slots { cpu: 1, ..Slots::default() },
+        None => here(plan, step, registry, options),
+    }
+}
+
+/// What a step takes: its own `resources`, else the stage's default; beside a GPU one cpu will do.
+fn here(plan: &Plan, step: usize, registry: Registry, options: &Options) -> Slots {
     let step = &plan.steps[step];
     let default = match registry.get(&step.stage).map(|stage| stage.cpu) {
         Some(Cpu::All) if step.resources.gpu == 0 => options.jobs,

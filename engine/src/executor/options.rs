@@ -8,6 +8,7 @@ use super::Budget;
 use crate::gpu::{self, Gpu};
 use crate::lookup;
 use crate::plan::Plan;
+use crate::schedule::Slots;
 
 /// See the flags of `pipe run`.
 #[derive(Clone, Debug)]
@@ -44,6 +45,23 @@ pub struct Options {
     pub plan_of: Option<String>,
     /// Read every byte of the user's files and every entry, whatever was found before.
     pub paranoid: bool,
+    /// Steps run on a cluster, not here.
+    pub cluster: Option<OnCluster>,
+}
+
+/// How steps become jobs.
+#[derive(Clone, Debug, Default)]
+pub struct OnCluster {
+    /// So many at a time.
+    pub jobs: u32,
+    /// Cpus of a step that takes all there are.
+    pub cpus: u32,
+    /// Bytes of memory of a step that says none; 0 leaves it to the site.
+    pub memory: u64,
+    /// Wall time of a step that says none, in seconds.
+    pub time_s: Option<u64>,
+    /// Steps that pilots run.
+    pub pilots: BTreeSet<usize>,
 }
 
 impl Default for Options {
@@ -65,11 +83,20 @@ impl Default for Options {
             memo: None,
             plan_of: None,
             paranoid: false,
+            cluster: None,
         }
     }
 }
 
 impl Options {
+    /// What there is to hand out.
+    pub fn slots(&self) -> Slots {
+        match &self.cluster {
+            Some(cluster) => Slots { cpu: cluster.jobs, ..Slots::default() },
+            None => Slots { cpu: self.jobs, gpu: self.gpus.len() as u32, memory: self.memory },
+        }
+    }
+
     /// Positions of the steps to look at, in the plan's order.
     pub fn selection(&self, plan: &Plan) -> Vec<usize> {
         let mut stack: Vec<usize> = self.until.iter().copied().chain(self.only).collect();

@@ -146,8 +146,7 @@ impl Executor<'_> {
         self.desk.give_back(&running.gpus);
         let log = tail(&running.attempt.dir.join(LOG));
         let stopped = failure == Failure::Cancelled || self.stopping > 0;
-        let retry =
-            failure.retriable() && self.attempts[step] <= self.plan.steps[step].retries && !stopped;
+        let retry = !stopped && self.tries_again(at, &running, failure);
         self.emit(Event::Failed { step, key: Some(running.key), failure, message, log, retry });
         self.give_lease_back(at);
         if retry {

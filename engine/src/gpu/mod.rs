@@ -47,6 +47,8 @@ pub struct Gpus {
     pub list: Vec<Gpu>,
     /// Why it is empty, as half a sentence: `this build has no CUDA`.
     pub without: String,
+    /// Why stages cannot compute on them though they are there: programs may.
+    pub blind: Option<String>,
 }
 
 impl Default for Gpus {
@@ -58,7 +60,7 @@ impl Default for Gpus {
 impl Gpus {
     /// None, and why.
     pub fn none(why: impl Into<String>) -> Gpus {
-        Gpus { list: Vec::new(), without: why.into() }
+        Gpus { list: Vec::new(), without: why.into(), blind: None }
     }
 
     /// Those of `found` with at least this compute capability.
@@ -69,7 +71,20 @@ impl Gpus {
         let ((major, minor), (a, b)) = (first.capability, least);
         let without = format!("{first} has compute capability {major}.{minor}, below {a}.{b}");
         let list = found.into_iter().filter(|gpu| gpu.capability >= least).collect();
-        Gpus { list, without }
+        Gpus { list, without, blind: None }
+    }
+
+    /// `count` GPUs of a cluster's nodes, of which nothing else is known.
+    pub fn elsewhere(count: u32, without: &str, blind: Option<String>) -> Gpus {
+        let gpu = |index| Gpu {
+            uuid: format!("cluster-{index}"),
+            index,
+            name: "of a cluster".into(),
+            capability: (0, 0),
+            memory: u64::MAX,
+            free: Arc::new(|| None),
+        };
+        Gpus { list: (0..count).map(gpu).collect(), without: without.into(), blind }
     }
 
     /// What CUDA_VISIBLE_DEVICES leaves of them: indices and UUIDs (or their beginnings), the first
@@ -94,7 +109,7 @@ impl Gpus {
                 format!("CUDA_VISIBLE_DEVICES={text} names none of this machine's usable GPUs")
             }
         };
-        Gpus { list, without }
+        Gpus { list, without, blind: self.blind }
     }
 }
 
@@ -137,7 +152,7 @@ pub(crate) mod tests {
         ];
         for (variable, wanted) in cases {
             let list = [0, 1, 2, 10].map(|index| fake(index, 1, 1)).to_vec();
-            let gpus = Gpus { list, without: String::new() }.visible(variable);
+            let gpus = Gpus { list, ..Gpus::none("") }.visible(variable);
             let left: Vec<String> = gpus.list.iter().map(|gpu| gpu.index.to_string()).collect();
             assert_eq!(left.join(" "), wanted, "{variable:?}");
         }

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cache::Presence;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -79,8 +80,12 @@ pub fn brief(info: Info, dir: PathBuf) -> Result<Brief> {
 }
 
 /// Whether the process that records into `dir` is there: it holds a lock of the kernel's on its
-/// events, which ends with it.
+/// events, which ends with it, or, on a network's file system, a lease.
 pub fn alive(dir: &Path) -> bool {
+    let leased = |root: &Path| Presence::there(root, &dir.join(EVENTS));
+    if let Some(there) = dir.ancestors().nth(2).and_then(leased) {
+        return there;
+    }
     let Ok(file) = File::open(dir.join(EVENTS)) else { return false };
     matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::event::{Event, Stamped, Summary};
+use crate::event::{Event, Job, Stamped, Summary};
 use crate::stage::Report;
 
 /// Where a step stands.
@@ -53,6 +53,10 @@ pub struct Running {
     pub last: f64,
     /// The newest values.
     pub metrics: BTreeMap<String, f64>,
+    /// While its job waits in a cluster's queue: which, and why.
+    pub queued: Option<(String, String)>,
+    /// The node that works at it, and the job.
+    pub at: Option<(String, String)>,
 }
 
 impl Running {
@@ -98,6 +102,7 @@ impl Now {
             Event::Reported { step, report } => return self.reported(*step, report),
             Event::Durable { .. } | Event::Note { .. } => return,
             Event::Unchanged { .. } => return self.steps.fill(Stand::Cached),
+            Event::Job { step, said } => return self.job(*step, said),
             Event::Cached { step, .. } => (*step, Stand::Cached),
             Event::Waiting { step, holder } => (*step, Stand::Waiting { holder: holder.clone() }),
             Event::Launched { step, dir, .. } => {
@@ -130,6 +135,19 @@ impl Now {
             }
             Report::Metric { values, .. } => running.metrics.extend(values.clone()),
             Report::Note { .. } => {}
+        }
+    }
+
+    fn job(&mut self, step: usize, said: &Job) {
+        let Some(Stand::Running(running)) = self.steps.get_mut(step) else { return };
+        match said {
+            Job::Queued { job, reason } => running.queued = Some((job.clone(), reason.clone())),
+            Job::Began { job, host } => {
+                running.queued = None;
+                running.at = Some((host.clone(), job.clone()));
+                running.since = self.t;
+            }
+            Job::Ended { .. } | Job::Idle { .. } => {}
         }
     }
 

@@ -24,7 +24,8 @@ pub fn settle(
     let problem = match device {
         "auto" => {
             let (device, because) = step.choose(said && resources.gpu == 0);
-            if device == "cpu" && world.gpus.list.is_empty() {
+            let none = world.gpus.list.is_empty() || world.gpus.blind.is_some();
+            if device == "cpu" && none {
                 // They tell what it would take on a GPU.
                 (resources.gpu, resources.vram) = (0, 0);
             }
@@ -53,6 +54,9 @@ impl Asking<'_> {
     /// `auto`: the device and why.
     fn choose(&self, no_gpu: bool) -> (&'static str, String) {
         let offered = &self.world.gpus;
+        if let (Some(why), true) = (&offered.blind, self.able()) {
+            return ("cpu", why.clone());
+        }
         match offered.list.len() {
             _ if !self.able() => ("cpu", "the stage computes on the CPU only".into()),
             0 => ("cpu", offered.without.clone()),
@@ -77,8 +81,9 @@ impl Asking<'_> {
             let message = format!("stage `{stage}` computes on the CPU only");
             return Some(at("with", "device", message).hint("write `device: cpu`"));
         }
-        if self.world.gpus.list.is_empty() {
-            let why = &self.world.gpus.without;
+        let blind = self.world.gpus.blind.as_ref();
+        if self.world.gpus.list.is_empty() || blind.is_some() {
+            let why = blind.unwrap_or(&self.world.gpus.without);
             let message = format!("`device: cuda`, but there is no GPU to use: {why}");
             let hint = "write `device: auto` to use one where there is one, or `device: cpu`";
             return Some(at("with", "device", message).hint(hint));

@@ -12,7 +12,7 @@ use serde_json::{Map, Number, Value};
 use super::{Output, Place, Plan, Port, Resources, Source, Step, Use};
 
 /// Raised with every change of a plan's fields.
-const MAGIC: &[u8] = b"pipe plan 2\n";
+const MAGIC: &[u8] = b"pipe plan 3\n";
 
 /// The plan as bytes.
 pub fn render(plan: &Plan) -> Vec<u8> {
@@ -106,6 +106,16 @@ impl Writer {
         self.number(number.map_or(0, |n| n.saturating_add(1)));
     }
 
+    fn maybe_text(&mut self, text: Option<&str>) {
+        self.number(u64::from(text.is_some()));
+        self.text(text.unwrap_or_default());
+    }
+
+    fn maybe_float(&mut self, number: Option<f64>) {
+        self.number(u64::from(number.is_some()));
+        self.bytes.extend_from_slice(&number.unwrap_or_default().to_le_bytes());
+    }
+
     fn place(&mut self, place: &Place) {
         self.text(&place.file);
         self.number(place.line as u64);
@@ -196,13 +206,14 @@ impl Writer {
             to.number(u64::from(*list));
             to.text(file);
         });
-        let Resources { cpu, gpu, memory, vram } = resources;
+        let Resources { cpu, gpu, memory, vram, gpu_type, time_s } = resources;
         self.maybe(cpu.map(u64::from));
         for number in [u64::from(*gpu), *memory, *vram, u64::from(*retries)] {
             self.number(number);
         }
-        self.number(u64::from(timeout_s.is_some()));
-        self.bytes.extend_from_slice(&timeout_s.unwrap_or_default().to_le_bytes());
+        self.maybe_text(gpu_type.as_deref());
+        self.maybe_float(*time_s);
+        self.maybe_float(*timeout_s);
         self.number(u64::from(*cache));
         self.list(secrets, |to, name| to.text(name));
         self.place(place);
@@ -218,8 +229,7 @@ impl Writer {
             to.text(value);
             to.place(place);
         });
-        self.number(u64::from(auto.is_some()));
-        self.text(auto.as_deref().unwrap_or_default());
+        self.maybe_text(auto.as_deref());
     }
 }
 
@@ -280,6 +290,16 @@ impl<'a> Reader<'a> {
             0 => Some(None),
             n => Some(Some((n - 1).try_into().ok()?)),
         }
+    }
+
+    fn maybe_text(&mut self) -> Option<Option<String>> {
+        let (there, text) = (self.flag()?, self.text()?);
+        Some(there.then_some(text))
+    }
+
+    fn maybe_float(&mut self) -> Option<Option<f64>> {
+        let (there, number) = (self.flag()?, self.float()?);
+        Some(there.then_some(number))
     }
 
     fn place(&mut self) -> Option<Place> {
@@ -346,10 +366,10 @@ impl<'a> Reader<'a> {
         };
         let cpu = self.maybe()?;
         let (gpu, memory, vram) = (self.small()?, self.number()?, self.number()?);
-        step.resources = Resources { cpu, gpu, memory, vram };
         step.retries = self.small()?;
-        let (timed, timeout) = (self.flag()?, self.float()?);
-        step.timeout_s = timed.then_some(timeout);
+        let (gpu_type, time_s) = (self.maybe_text()?, self.maybe_float()?);
+        step.resources = Resources { cpu, gpu, memory, vram, gpu_type, time_s };
+        step.timeout_s = self.maybe_float()?;
         step.cache = self.flag()?;
         step.secrets = self.list(Reader::text)?;
         step.place = self.place()?;
@@ -362,8 +382,7 @@ impl<'a> Reader<'a> {
             let (parameter, name, value) = (from.text()?, from.text()?, from.text()?);
             Some(Use { parameter, name, value, place: from.place()? })
         })?;
-        let (is_auto, auto) = (self.flag()?, self.text()?);
-        step.auto = is_auto.then_some(auto);
+        step.auto = self.maybe_text()?;
         Some(step)
     }
 }
@@ -401,7 +420,14 @@ mod tests {
             }],
             after: vec![0, 200],
             ports: vec![("out".into(), true, "out.txt".into())],
-            resources: Resources { cpu: Some(0), gpu: 2, memory: u64::MAX, vram: 1 << 33 },
+            resources: Resources {
+                cpu: Some(0),
+                gpu: 2,
+                memory: u64::MAX,
+                vram: 1 << 33,
+                gpu_type: Some("h100".into()),
+                time_s: Some(90.5),
+            },
             retries: 1000,
             timeout_s: Some(0.25),
             cache: true,

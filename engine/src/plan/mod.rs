@@ -141,6 +141,12 @@ pub struct Resources {
     pub memory: u64,
     /// Bytes of memory on each GPU.
     pub vram: u64,
+    /// Which GPUs, as a cluster calls them: `a100`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_type: Option<String>,
+    /// Wall time to ask a cluster for, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_s: Option<f64>,
 }
 
 /// One of `outputs:`.

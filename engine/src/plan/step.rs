@@ -358,9 +358,19 @@ fn resources(spec: &StepSpec, scope: &Scope<'_>, problems: &mut Problems) -> Res
                 resources.vram =
                     read_scalar(node, name, scope, problems, size, value::bytes).unwrap_or(0);
             }
+            "gpu_type" => {
+                let word = |text: &str| is_name(text).then(|| text.to_string());
+                let want = "the name of a type of GPU, such as `a100`";
+                resources.gpu_type = read_scalar(node, name, scope, problems, want, word);
+            }
+            "time" => {
+                let want = "a duration: `90` (seconds), `10m`, `2h`";
+                resources.time_s = read_scalar(node, name, scope, problems, want, value::duration);
+            }
             _ => {
                 let problem = Problem::new(key.span, format!("unknown resource `{name}`"));
-                let hint = suggest(name, "resources", ["cpu", "gpu", "memory", "vram"]);
+                let known = ["cpu", "gpu", "gpu_type", "memory", "time", "vram"];
+                let hint = suggest(name, "resources", known);
                 problems.push(problem.maybe_hint(hint));
             }
         }

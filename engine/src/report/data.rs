@@ -168,7 +168,10 @@ impl<'a> Run<'a> {
     fn take(&mut self, t: f64, event: &'a Event, open: &mut Open<'a>) {
         match event {
             // Read back, a run that is unchanged has an event for each hit.
-            Event::Started { .. } | Event::Durable { .. } | Event::Unchanged { .. } => {}
+            Event::Started { .. }
+            | Event::Job { .. }
+            | Event::Durable { .. }
+            | Event::Unchanged { .. } => {}
             Event::Cached { step, key, saved_s, outputs } => {
                 self.close(*step, t, How::Waited, open);
                 let Some(step) = self.steps.get_mut(*step) else { return };
@@ -269,8 +272,7 @@ impl<'a> Run<'a> {
             left: 0,
             seconds,
             saved_s: cached.filter_map(|step| step.seconds).sum(),
-            interrupted: false,
-            shared: None,
+            ..Summary::default()
         };
     }
 

@@ -288,6 +288,8 @@ fn kind(failure: Failure) -> &'static str {
         Failure::Fault => "the device failed",
         Failure::Timeout => "timed out",
         Failure::Cancelled => "stopped",
+        Failure::Preempted => "lost its job",
+        Failure::Lost => "lost its node",
         Failure::Input => "an input file is missing or changed",
     }
 }

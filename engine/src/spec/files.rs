@@ -11,7 +11,8 @@ use crate::diagnostic::suggest;
 use crate::plan::inputs::absolute;
 
 /// What may stand at the top of a file.
-pub const TOP: [&str; 6] = ["name", "include", "params", "profiles", "steps", "outputs"];
+pub const TOP: [&str; 7] =
+    ["name", "include", "params", "profiles", "steps", "outputs", "executor"];
 
 /// All files of a pipeline.
 #[derive(Default)]

@@ -41,6 +41,8 @@ pub struct Spec {
     by_name: HashMap<String, usize>,
     /// Names of all profiles, chosen or not.
     pub profiles: Vec<String>,
+    /// `executor:`, as it stands in the files and chosen profiles.
+    pub executor: Node,
 }
 
 /// One step as written.
@@ -76,6 +78,7 @@ impl Spec {
             params: Node::new(Value::Map(Vec::new()), top),
             steps: Vec::new(),
             outputs: Vec::new(),
+            executor: Node::new(Value::Map(Vec::new()), top),
             by_name: HashMap::new(),
             profiles: Vec::new(),
         };
@@ -84,6 +87,9 @@ impl Spec {
         for (index, tree) in files.trees.iter().enumerate() {
             if let Some(params) = map(tree, "params", problems) {
                 overlay(&mut spec.params, &Node::new(Value::Map(params.to_vec()), top));
+            }
+            if let Some(executor) = tree.get("executor") {
+                overlay(&mut spec.executor, executor);
             }
             for (key, step) in map(tree, "steps", problems).unwrap_or_default() {
                 spec.add(key, step, problems);
@@ -149,11 +155,15 @@ impl Spec {
             return;
         };
         for (key, _) in entries {
-            if !["params", "steps"].contains(&key.text.as_str()) {
+            let fields = ["params", "steps", "executor"];
+            if !fields.contains(&key.text.as_str()) {
                 let message = format!("unknown field `{}` of a profile", key.text);
-                let hint = suggest(&key.text, "fields", ["params", "steps"]);
+                let hint = suggest(&key.text, "fields", fields);
                 problems.push(Problem::new(key.span, message).maybe_hint(hint));
             }
+        }
+        if let Some(executor) = profile.get("executor") {
+            overlay(&mut self.executor, executor);
         }
         if let Some(params) = map(profile, "params", problems) {
             self.known_params(params, problems);

@@ -24,7 +24,9 @@ use serde_json::Value;
 use self::files::Files;
 use self::layers::{Spec, argument};
 use self::source::{Problem, Problems, Sources};
-use crate::diagnostic::Diagnostics;
+use self::yaml::Node;
+use crate::cluster::Settings;
+use crate::diagnostic::{Diagnostics, suggest};
 use crate::gpu::Gpus;
 use crate::plan::{Plan, build};
 use crate::stage::Registry;
@@ -58,6 +60,24 @@ pub struct Loaded {
     pub params: Value,
     /// Names of its profiles, in the order in which they are written.
     pub profiles: Vec<String>,
+    /// What stands under `executor:`, by executor.
+    pub executor: Value,
+}
+
+/// What the pipeline at `file` (or, without one, in `text`) says under `executor:`, whatever is
+/// wrong with the rest: it is needed before the rest can be judged.
+pub fn executor(file: &Path, text: Option<&str>, options: &Options) -> Value {
+    let (mut sources, mut problems) = (Sources::default(), Problems::default());
+    let mut files = Files::default();
+    let name = file.display().to_string();
+    match text {
+        Some(text) => files.take(&name, text, &options.cwd, &mut sources, &mut problems),
+        None => files.load(file, &options.cwd, &mut sources, &mut problems),
+    }
+    if files.broken() {
+        return Value::Null;
+    }
+    value::json(&Spec::of(files, &options.profiles, &mut sources, &mut problems).executor)
 }
 
 /// Reads and checks the pipeline at `file`.
@@ -112,14 +132,34 @@ fn finish(
         let problem = Problem::new(span, "the pipeline has no steps");
         problems.push(problem.hint("write `steps: { NAME: { stage: … } }`"));
     }
+    let executor = executors(&spec.executor, &mut problems);
     let params = params::fill(&spec.params, &mut problems);
     let place = (options.cwd.as_path(), &options.gpus);
     let plan = build::build(file, &spec, &params, place, registry, &sources, &mut problems);
     match plan {
         Some(plan) if problems.len() == 0 => {
             let params = value::json(&params);
-            Ok(Loaded { plan, sources: read, params, profiles: spec.profiles })
+            Ok(Loaded { plan, sources: read, params, profiles: spec.profiles, executor })
         }
         _ => Err(problems.finish(&sources)),
     }
+}
+
+/// Checks `executor:`; gives it as it is.
+fn executors(node: &Node, problems: &mut Problems) -> Value {
+    let Some(entries) = node.entries() else {
+        let message = format!("`executor` takes a map, not {}", node.describe());
+        let hint = "write `executor: { slurm: { partition: … } }`";
+        problems.push(Problem::new(node.span, message).hint(hint));
+        return Value::Null;
+    };
+    for (key, block) in entries {
+        if key.text != "slurm" {
+            let problem = Problem::new(key.span, format!("unknown executor `{}`", key.text));
+            problems.push(problem.maybe_hint(suggest(&key.text, "executors", ["slurm"])));
+        } else if let Err(message) = Settings::parse(&value::json(block)) {
+            problems.push(Problem::new(key.span, format!("`slurm`: {message}")));
+        }
+    }
+    value::json(node)
 }

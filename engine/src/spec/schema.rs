@@ -44,6 +44,7 @@ pub fn schema(registry: &Registry) -> Value {
                 "description": "What is done, by name. A step runs when what it needs is there, whatever the order here.",
                 "additionalProperties": { "$ref": "#/$defs/step" }
             },
+            "executor": executor(),
             "outputs": {
                 "type": "object",
                 "description": "What to copy where after a run; `to` is relative to the current directory.",
@@ -115,6 +116,8 @@ fn fields() -> Value {
                 "cpu": { "type": ["integer", "string"], "description": "Cpu slots." },
                 "gpu": { "type": ["integer", "string"], "description": "Whole GPUs." },
                 "memory": { "type": ["integer", "string"], "description": "`8GiB`, or bytes." },
+                "gpu_type": { "type": "string", "description": "Which GPUs, as a cluster calls them." },
+                "time": { "type": ["number", "string"], "description": "Wall time to ask a cluster for: `90` seconds, `10m`, `2h`." },
                 "vram": { "type": ["integer", "string"], "description": "Free memory on each GPU: `8GiB`, or bytes." }
             }
         },
@@ -129,12 +132,38 @@ fn fields() -> Value {
     })
 }
 
+/// How a run uses a cluster (`pipe run --on slurm`).
+fn executor() -> Value {
+    let (text, number) = (json!({ "type": "string" }), json!({ "type": "integer", "minimum": 1 }));
+    let (texts, span) = (
+        json!({ "type": "array", "items": { "type": "string" } }),
+        json!({ "type": ["number", "string"], "description": "`90` seconds, `10m`, `2h`." }),
+    );
+    let slurm = json!({
+        "partition": text, "account": text, "qos": text, "program": text,
+        "time": span, "idle": span, "margin": span, "poll": span, "leader_time": span,
+        "memory": { "type": ["integer", "string"], "description": "`8GiB`, or bytes." },
+        "cpus": number, "max_jobs": number, "pilots": number,
+        "mode": { "enum": ["auto", "submit", "pilot"] },
+        "extra": texts, "setup": texts
+    });
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "description": "How `pipe run --on slurm` uses Slurm.",
+        "properties": { "slurm": {
+            "type": "object", "additionalProperties": false, "properties": slurm
+        } }
+    })
+}
+
 fn profile() -> Value {
     json!({
         "type": "object",
         "additionalProperties": false,
         "properties": {
             "params": { "type": "object", "description": "Values laid over the file's `params`." },
+            "executor": executor(),
             "steps": { "type": "object", "description": "Steps to change, by name.",
                 "additionalProperties": { "type": "object",
                     "properties": fields(), "description": "Fields laid over the step's; `null` takes one away." } }

@@ -19,6 +19,8 @@ pub struct Config {
     pub keys: Vec<String>,
     /// The private key that signs what is sent.
     pub sign_with: Option<PathBuf>,
+    /// How this site's cluster is used; what a pipeline says goes before it.
+    pub executor: BTreeMap<String, serde_json::Value>,
 }
 
 /// One remote cache.

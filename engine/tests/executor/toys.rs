@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Result, bail};
 use cache::Cache;
@@ -11,7 +11,7 @@ use engine::executor::{self, Options, Setting};
 use engine::gpu::{Gpu, Gpus};
 use engine::lookup;
 use engine::plan::Plan;
-use engine::pool::Launcher;
+use engine::pool::{Crew, Launcher};
 use engine::spec;
 use engine::stage::{
     Context, Cpu, DeviceFault, Diverged, Entry, In, Out, OutOfDeviceMemory, Ports, Registry, Stage,
@@ -178,7 +178,7 @@ impl Bench {
     /// The plan for an executor that has these GPUs.
     pub fn plan_for(&self, yaml: &str, gpus: &[Gpu]) -> Plan {
         let cwd = self.path().to_path_buf();
-        let gpus = Gpus { list: gpus.to_vec(), without: "there is none".into() };
+        let gpus = Gpus { list: gpus.to_vec(), ..Gpus::none("there is none") };
         let options = spec::Options { cwd, gpus, ..spec::Options::default() };
         spec::load_text("p.yaml", yaml, &options, &REGISTRY).unwrap_or_else(|e| panic!("{e}")).plan
     }
@@ -202,12 +202,13 @@ pub fn run_on(plan: Plan, cache: &Cache, change: impl FnOnce(&Plan, &mut Options
     let setting = Setting {
         registry: REGISTRY,
         cache,
-        launcher: Launcher::Threads(REGISTRY),
+        crew: Crew::Local(Launcher::Threads(REGISTRY)),
         build: "test",
         run: "run",
         hub: &hub,
         remote: None,
         interrupts: &interrupts,
+        leave: &AtomicBool::new(false),
     };
     let mut events = Vec::new();
     let outcome = executor::run(&plan, setting, &options, &mut |event| events.push(event)).unwrap();

@@ -88,5 +88,6 @@ fn gpus(sizes: &str) -> Gpus {
         memory: gib.parse::<u64>().expect("a number") << 30,
         free: Arc::new(|| None),
     };
-    Gpus { list: (0..).zip(sizes.split(',')).map(gpu).collect(), without: String::new() }
+    let list = (0..).zip(sizes.split(',')).map(gpu).collect();
+    Gpus { list, ..Gpus::default() }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use cache::Cache;
 use engine::event::{Event, Failure};
 use engine::executor::{self, Options, Setting};
 use engine::gpu::{Gpu, Gpus};
-use engine::pool::Launcher;
+use engine::pool::{Crew, Launcher};
 use engine::spec;
 use engine::stage::{Context, DeviceFault, Entry, In, Out, Ports, Registry, Stage};
 use rustix::process::{Signal, getpid, kill_process};
@@ -191,7 +191,7 @@ impl Bench {
         let list: Vec<Gpu> = (0..gpus).map(gpu).collect();
         let options = spec::Options {
             cwd: self.dir.path().to_path_buf(),
-            gpus: Gpus { list: list.clone(), without: "there is none".into() },
+            gpus: Gpus { list: list.clone(), ..Gpus::none("there is none") },
             ..spec::Options::default()
         };
         let plan = spec::load_text("p.yaml", yaml, &options, &REGISTRY);
@@ -201,12 +201,13 @@ impl Bench {
         let setting = Setting {
             registry: REGISTRY,
             cache: &self.cache,
-            launcher: Launcher::Processes { args: args.to_vec() },
+            crew: Crew::Local(Launcher::Processes { args: args.to_vec() }),
             build: BUILD,
             run: "run",
             hub: &hub,
             remote: None,
             interrupts: &AtomicU32::new(0),
+            leave: &AtomicBool::new(false),
         };
         let options = Options {
             jobs: 4,

@@ -15,7 +15,8 @@ pub fn offered() -> Gpus {
     match super::devices() {
         Err(why) => Gpus::none(why),
         Ok(list) => {
-            Gpus { without: String::new(), list: list.into_iter().map(described).collect() }
+            let list = list.into_iter().map(described).collect();
+            Gpus { list, ..Gpus::none(String::new()) }
         }
     }
 }
