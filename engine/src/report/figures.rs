@@ -388,11 +388,6 @@ mod tests {
         assert_eq!(phase("before"), Some((String::new(), 0)));
         assert_eq!(phase("loss"), None);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn layers_are_sorted_by_their_numbers() {
