@@ -18,9 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub fn cancel(args: look::Cancel) -> Result<ExitCode> {
     let cache = super::open_cache(args.cache.as_deref())?;
     let dir = super::run_dir(&cache, args.run.as_deref())?;
-    let arrays = journal::arrays(&journal::read(&dir));
+    let arrays = || journal::arrays(&journal::read(&dir));
     let alive = history::alive(&dir);
-    if arrays.is_empty() && !journal::is_open(&dir) {
+    if arrays().is_empty() && !journal::is_open(&dir) {
         let what =
             if alive { "runs on one machine: end it by Ctrl-C there" } else { "has no jobs" };
         return Err(anyhow!(Wrong(format!("this run {what}"))));
@@ -32,7 +32,8 @@ pub fn cancel(args: look::Cancel) -> Result<ExitCode> {
     }
     // What the leader, if there was one, has not ended itself.
     journal::end_pilots(&dir);
-    let names: Vec<String> = arrays.into_iter().map(|(name, _)| name).collect();
+    // Read now, since it may have submitted some meanwhile.
+    let names: Vec<String> = arrays().into_iter().map(|(name, _)| name).collect();
     let mut slurm = super::slurm::of_jobs();
     let all = slurm.poll(&names).map_err(|why| anyhow!("the jobs were not ended: {why}"))?;
     let live = |s: &&Status| matches!(s.state, State::Pending | State::Running);

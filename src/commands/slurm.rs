@@ -80,8 +80,11 @@ pub fn of_jobs() -> Slurm {
 fn hidden() -> Vec<String> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let hide = |name: &String| {
-        let slurm = name.starts_with("SLURM_") || name.starts_with("SBATCH_");
-        let needed = ["SLURM_CONF", "SLURM_CLUSTERS"].contains(&name.as_str());
+        // Also defaults of Slurm's commands: one for `squeue` would hide jobs that go on.
+        let of = ["SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_"];
+        let slurm = of.iter().any(|of| name.starts_with(of));
+        let needed = ["SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_ACCOUNT", "SBATCH_QOS"];
+        let needed = needed.contains(&name.as_str());
         let device = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"];
         (slurm && !needed) || device.contains(&name.as_str())
     };
@@ -214,8 +217,7 @@ pub fn detach(args: &Run) -> Result<ExitCode> {
     let text = engine::cluster::job_script(&setup, &command);
     let script = std::env::temp_dir().join(format!("pipe-leader-{}.sh", std::process::id()));
     std::fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;
-    let output = cwd.join("pipe-leader-%j.log");
-    let arguments = leader_arguments(&slurm.settings, "pipe-leader", &output, &script);
+    let arguments = leader_arguments(&slurm.settings, "pipe-leader", &cwd, &script);
     let submitted = slurm.submit_script(&arguments);
     let _ = std::fs::remove_file(&script);
     match submitted {

@@ -4,23 +4,31 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
 use crate::support::Project;
 
+/// Of a cluster whose nodes are lost soon.
+pub const FRAGILE: (&str, &str) = ("SLURM_LOOPBACK_NODE_TIMEOUT", "5");
 /// Commands of Slurm that are counted.
 const COMMANDS: [&str; 6] = ["sbatch", "squeue", "sacct", "scancel", "sinfo", "scontrol"];
+
+/// One cluster at a time: each has daemons that answer late, and so are taken for lost, where many
+/// run beside each other.
+static ONE: Mutex<()> = Mutex::new(());
 
 /// A cluster that ends with this.
 pub struct Cluster {
     script: PathBuf,
     dir: TempDir,
+    _one: MutexGuard<'static, ()>,
 }
 
 impl Cluster {
-    /// Three nodes with four cpus and two GPUs, unless `settings` say otherwise; `None`, told,
-    /// where there is no Slurm.
+    /// Three nodes with four cpus and two GPUs, which nobody takes for lost because they are slow,
+    /// unless `settings` say otherwise; `None`, told, where there is no Slurm.
     pub fn start(settings: &[(&str, &str)]) -> Option<Cluster> {
         let Some(script) = std::env::var_os("PIPE_TEST_SLURM") else {
             println!("skipped: PIPE_TEST_SLURM is not set");
@@ -30,9 +38,12 @@ impl Cluster {
             script: script.into(),
             // A socket's path is short.
             dir: tempfile::Builder::new().prefix("sl").tempdir_in("/tmp").unwrap(),
+            _one: ONE.lock().unwrap_or_else(PoisonError::into_inner),
         };
         let mut command = Command::new(&cluster.script);
-        command.arg("start").arg(cluster.dir.path()).envs(settings.iter().copied());
+        command.arg("start").arg(cluster.dir.path());
+        command.env("SLURM_LOOPBACK_NODE_TIMEOUT", "120").env("SLURM_LOOPBACK_WAIT", "180");
+        command.envs(settings.iter().copied());
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Some(cluster)

@@ -113,6 +113,49 @@ fn a_job_that_is_refused_fails_its_step() {
     assert!(ran.stderr.contains("refuses its job"), "{}", ran.stderr);
 }
 
+/// What the site's `setup:` says is told, and pilots are not submitted for ever.
+#[test]
+fn pilots_that_cannot_start_end_the_run() {
+    let Some(cluster) = Cluster::start(&[("SLURM_LOOPBACK_NODES", "1")]) else { return };
+    let mut project = Project::with(
+        "executor: { slurm: { mode: pilot, poll: 2, setup: ['echo no such module >&2; exit 3'] } }
+steps: { a: { stage: command, run: [true] } }
+",
+    );
+    cluster.meet(&mut project);
+    let ran = project.pipe(&["run", "p.yaml", "--on", "slurm"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("no such module"), "{}", ran.stderr);
+    assert!(cluster.jobs("PENDING,RUNNING").is_empty());
+}
+
+/// A place whose name means something to a shell, or to Slurm.
+#[test]
+fn jobs_run_in_a_place_with_any_name() {
+    let Some(cluster) = Cluster::start(&[("SLURM_LOOPBACK_NODES", "1")]) else { return };
+    for mode in ["submit", "pilot"] {
+        let mut project = Project::with(&format!(
+            "executor: {{ slurm: {{ mode: {mode} }} }}
+steps:
+  a:
+    matrix: {{ n: [\"$(id>bad)\", \"it's;%j\"] }}
+    stage: command
+    run: [sh, -c, 'echo ok > ${{out.o}}']
+    out: [o]
+"
+        ));
+        cluster.meet(&mut project);
+        project.env("SQUEUE_STATES", "CANCELLED");
+        let cache = project.path().join("$(id>bad) 'it\"s' %j;#");
+        let cache = cache.display().to_string();
+        let ran = project.pipe(&["run", "p.yaml", "--on", "slurm", "--cache", &cache]);
+        assert_eq!(ran.code, Some(0), "{mode}: {}{}", ran.stdout, ran.stderr);
+        assert!(!project.path().join("bad").exists());
+        let jobs = fs::read_dir(project.path()).unwrap().flatten().map(|item| item.file_name());
+        assert_eq!(jobs.count(), 2, "the pipeline and the cache");
+    }
+}
+
 #[test]
 fn without_slurm_one_line_says_so() {
     let mut project = Project::with("steps: { a: { stage: command, run: [true] } }\n");

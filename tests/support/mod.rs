@@ -106,7 +106,7 @@ impl Project {
     pub fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
         let started = Instant::now();
         while !condition() {
-            assert!(started.elapsed() < Duration::from_secs(60), "never happened: {what}");
+            assert!(started.elapsed() < Duration::from_secs(180), "never happened: {what}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -31,12 +31,21 @@ pub struct Array {
     pub shape: Shape,
     /// How many tasks.
     pub count: usize,
-    /// Where what they print goes; `%a` stands for the task's number.
+    /// Where what they print goes: see [`Array::output_of`].
     pub output: PathBuf,
     /// Nodes not to be used.
     pub exclude: Vec<String>,
     /// Seconds before the end of its time at which a task is to be told.
     pub margin_s: u64,
+}
+
+impl Array {
+    /// Where what the task `task` prints goes.
+    pub fn output_of(&self, task: usize) -> PathBuf {
+        let mut name = self.output.clone().into_os_string();
+        name.push(format!("-{task}.out"));
+        name.into()
+    }
 }
 
 /// Why an array was not submitted.

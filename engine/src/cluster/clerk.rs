@@ -17,7 +17,7 @@ pub(super) enum Ask {
 pub(super) enum Said {
     Submitted { name: String, result: Result<String, Refusal> },
     Polled { names: Vec<String>, asked: Instant, result: Result<Vec<Status>, String> },
-    Cancelled,
+    Cancelled { ids: Vec<String>, how: Cancel, well: bool },
 }
 
 /// Starts the clerk; it ends when nobody asks any more.
@@ -39,9 +39,8 @@ pub(super) fn start<T: From<Said> + Send + 'static>(
                     Said::Polled { names, asked, result }
                 }
                 Ask::Cancel(ids, how) => {
-                    // What is not cancelled ends by itself; its step's end is not waited for.
-                    let _ = batch.cancel(&ids, how);
-                    Said::Cancelled
+                    let well = batch.cancel(&ids, how).is_ok();
+                    Said::Cancelled { ids, how, well }
                 }
             };
             if tell.send(said.into()).is_err() {

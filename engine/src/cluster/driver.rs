@@ -1,7 +1,7 @@
 //! The leader's thread for a cluster: orders come in, messages as from workers go out. `submit.rs`
 //! brings orders to the batch system or to pilots, `watch.rs` finds out what becomes of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ use crate::wire::{Answer, Order};
 const BEAT: Duration = Duration::from_secs(2);
 /// At its end, pilots' farewells are waited for so long.
 const FAREWELLS: Duration = Duration::from_secs(2);
+/// And the batch system's answers.
+const LAST_WORDS: Duration = Duration::from_secs(20);
 /// Pauses between looks at the mailbox, from first to longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
@@ -101,6 +103,18 @@ pub(super) struct Batched {
     pub pilots: Option<(PathBuf, usize)>,
     /// Of pilots, how often in a row the batch system did not know them.
     pub unknown: u32,
+    /// Tasks that were to end before the array had an id.
+    pub unwanted: Vec<(usize, Cancel)>,
+}
+
+impl Batched {
+    /// A task of the array that has the id `id`.
+    pub fn task_id(&self, id: &str, task: usize) -> String {
+        match self.array.count {
+            0 | 1 => id.to_string(),
+            _ => format!("{id}_{task}"),
+        }
+    }
 }
 
 /// Whether an array is in the batch system.
@@ -121,6 +135,8 @@ pub(super) struct Pilots {
     pub shape: Shape,
     pub queue: Queue,
     pub next: u64,
+    /// Arrays of them in a row that ended before they did anything.
+    pub barren: u32,
 }
 
 pub(super) struct Driver {
@@ -157,6 +173,12 @@ pub(super) struct Driver {
     pub bad: HashMap<String, Vec<Instant>>,
     /// Why arrays wait that the batch system refuses for now.
     pub refused: Option<String>,
+    /// Pilots that took an order or said farewell.
+    pub useful: HashSet<String>,
+    /// What is to be cancelled, how many requests are on their way, and those that nobody heard.
+    ends: Vec<(String, Cancel)>,
+    cancelling: usize,
+    unheard: Vec<(Instant, Vec<String>, Cancel)>,
     closing: Option<bool>,
 }
 
@@ -205,6 +227,10 @@ impl Driver {
             beat: (now.checked_sub(BEAT).unwrap_or(now), 0),
             bad: HashMap::new(),
             refused: None,
+            useful: HashSet::new(),
+            ends: Vec::new(),
+            cancelling: 0,
+            unheard: Vec::new(),
             closing: None,
         };
         Ok((sender, driver))
@@ -252,7 +278,12 @@ impl Driver {
             Inbox::Said(Said::Polled { names, asked, result }) => {
                 self.polled(&names, asked, result);
             }
-            Inbox::Said(Said::Cancelled) => {}
+            Inbox::Said(Said::Cancelled { ids, how, well }) => {
+                self.cancelling -= 1;
+                if !well {
+                    self.unheard.push((Instant::now() + submit::AGAIN, ids, how));
+                }
+            }
         }
     }
 
@@ -307,13 +338,14 @@ impl Driver {
         self.by_name.insert(orphan.attempt, worker);
         self.jobs.insert(worker, job);
         self.mails.insert(orphan.mail);
-        let count = if single { 1 } else { task + 1 };
+        let count = if single { 1 } else { (task + 1).max(2) };
         self.arrays.entry(name.clone()).or_insert_with(|| Batched {
             array: super::batch::Array { name, count, ..Default::default() },
             state: Sent::Known(array),
             workers: Vec::new(),
             pilots: None,
             unknown: 0,
+            unwanted: Vec::new(),
         });
         self.began(worker);
         // It may have ended in the moment in which its mailbox was not ours.
@@ -353,12 +385,17 @@ impl Driver {
                 }
             }
             At::Task { array, task } => {
-                if let Some(Batched { state: Sent::Known(id), array, .. }) = self.arrays.get(&array)
-                {
-                    let single = array.count == 1;
-                    let id = if single { id.clone() } else { format!("{id}_{task}") };
-                    let _ = self.clerk.send(Ask::Cancel(vec![id], how));
-                    self.poll_soon();
+                let Some(batched) = self.arrays.get_mut(&array) else { return };
+                match &batched.state {
+                    Sent::Known(id) => {
+                        let id = batched.task_id(id, task);
+                        self.cancel(vec![id], how);
+                        self.poll_soon();
+                    }
+                    Sent::Later(_) if how == Cancel::Gently => {
+                        self.lose(worker, Failure::Cancelled, "stopped".into());
+                    }
+                    _ => batched.unwanted.push((task, how)),
                 }
             }
             At::Pilots { queue, file } => {
@@ -369,6 +406,28 @@ impl Driver {
                 } else if !revoked {
                     let _ = fs::write(queue.cancel().join(&job.name), "");
                 }
+            }
+        }
+    }
+
+    /// Has jobs ended, soon.
+    pub fn cancel(&mut self, ids: Vec<String>, how: Cancel) {
+        self.ends.extend(ids.into_iter().map(|id| (id, how)));
+    }
+
+    /// Asks once for all ends that are wanted, and again for those that nobody heard of.
+    pub fn send_cancels(&mut self) {
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut self.unheard).into_iter().partition(|u| u.0 <= now);
+        self.unheard = later;
+        let due: Vec<(Instant, Vec<String>, Cancel)> = due;
+        due.into_iter().for_each(|(_, ids, how)| self.cancel(ids, how));
+        let ends = std::mem::take(&mut self.ends);
+        for how in [Cancel::Gently, Cancel::Now] {
+            let ids = ends.iter().filter(|(_, wanted)| *wanted == how).map(|(id, _)| id.clone());
+            let ids: Vec<String> = ids.collect();
+            if !ids.is_empty() && self.clerk.send(Ask::Cancel(ids, how)).is_ok() {
+                self.cancelling += 1;
             }
         }
     }
@@ -394,31 +453,59 @@ impl Driver {
         for pilots in &self.pilots {
             let _ = fs::write(pilots.queue.end(), "");
         }
-        let known = |batched: &Batched| match &batched.state {
-            Sent::Known(id) => Some(id.clone()),
-            _ => None,
-        };
-        let live = |batched: &&Batched| {
-            batched.pilots.as_ref().is_some_and(|(_, n)| *n > 0)
-                || batched.workers.iter().any(|worker| self.jobs.contains_key(worker))
-        };
-        let ids: Vec<String> = self.arrays.values().filter(live).filter_map(known).collect();
         let started = Instant::now();
         while self.pilots_alive() > 0 && started.elapsed() < FAREWELLS {
             std::thread::sleep(PAUSE.0 * 4);
             self.read_mail();
         }
-        // What still waits in the queue would find nothing to do.
-        let left = self.pilots_alive() > 0 || !self.jobs.is_empty();
-        if left && !ids.is_empty() {
-            let _ = self.clerk.send(Ask::Cancel(ids, Cancel::Now));
-            while let Ok(said) = self.inbox.recv_timeout(Duration::from_secs(20)) {
-                if matches!(said, Inbox::Said(Said::Cancelled)) {
-                    break;
-                }
+        // What is being submitted gets an id first.
+        self.hear_while(|driver| driver.arrays.values().any(|b| b.state == Sent::Sending));
+        let ids = self.still_there();
+        self.unheard.clear();
+        self.cancel(ids, Cancel::Now);
+        self.send_cancels();
+        self.hear_while(|driver| driver.cancelling > 0);
+        // What may be left is found by whoever comes, while the journal says so.
+        let unsure = |b: &Batched| matches!(b.state, Sent::Sending | Sent::Unsure(_));
+        let left = self.cancelling > 0 || !self.unheard.is_empty();
+        if !left && !self.arrays.values().any(unsure) {
+            Journal::close(&self.run);
+        }
+    }
+
+    /// Ids of what may be in the batch system though nobody wants it any more.
+    fn still_there(&self) -> Vec<String> {
+        let mut ids: BTreeSet<String> =
+            self.unheard.iter().flat_map(|(_, ids, _)| ids.clone()).collect();
+        for batched in self.arrays.values() {
+            let Sent::Known(id) = &batched.state else { continue };
+            // What still waits in the queue would find nothing to do.
+            let pilots = batched.pilots.as_ref().is_some_and(|(_, alive)| *alive > 0);
+            if pilots || batched.workers.iter().any(|worker| self.jobs.contains_key(worker)) {
+                ids.insert(id.clone());
             }
         }
-        Journal::close(&self.run);
+        for job in self.jobs.values() {
+            let At::Task { array, task } = &job.at else { continue };
+            let Some(batched) = self.arrays.get(array) else { continue };
+            if let (Sent::Known(id), true) = (&batched.state, batched.workers.is_empty()) {
+                ids.insert(batched.task_id(id, *task));
+            }
+        }
+        ids.into_iter().collect()
+    }
+
+    /// Listens to the clerk while something is `open`, but not for long.
+    fn hear_while(&mut self, open: impl Fn(&Driver) -> bool) {
+        let end = Instant::now() + LAST_WORDS;
+        while open(self) {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(left) {
+                Ok(Inbox::Said(Said::Polled { .. })) | Ok(Inbox::Command(_)) => {}
+                Ok(said) => self.hear(said),
+                Err(_) => return,
+            }
+        }
     }
 
     pub fn pilots_alive(&self) -> usize {

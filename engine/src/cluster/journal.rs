@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,8 @@ const FILE: &str = "journal.jsonl";
 const OVER: &str = "journal.over.jsonl";
 /// Whoever makes this file wants the run and its jobs to end.
 const CANCEL: &str = "cancel";
+/// After so long what was about to be submitted was, or was not.
+const SETTLED: Duration = Duration::from_secs(600);
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,6 +89,14 @@ pub fn read(run: &Path) -> Vec<Line> {
     let text = fs::read_to_string(dir.join(FILE)).or_else(|_| fs::read_to_string(dir.join(OVER)));
     let text = text.unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Whether an array may still come into the batch system: its leader died while it was submitted, a
+/// short while ago.
+pub(super) fn is_unsettled(run: &Path, lines: &[Line]) -> bool {
+    let written = fs::metadata(run.join(DIR).join(FILE)).and_then(|meta| meta.modified());
+    let fresh = written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < SETTLED));
+    fresh && arrays(lines).iter().any(|(_, id)| id.is_none())
 }
 
 /// Ids by array, of what a journal knows them of, and the names of all.

@@ -17,6 +17,8 @@ pub mod records;
 mod settings;
 pub mod slurm;
 mod submit;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::HashMap;

@@ -71,7 +71,7 @@ pub(super) fn find(runs: &[PathBuf], cache: &Cache, batch: &mut dyn Batch) -> Ha
     for (run, lines) in &runs {
         let places = Places::of(run);
         let theirs = of_run(&places, lines, &alive);
-        if theirs.is_empty() {
+        if theirs.is_empty() && !journal::is_unsettled(run, lines) {
             journal::Journal::close(run);
         }
         for orphan in theirs {
@@ -124,7 +124,10 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
     }
     for pilots in fs::read_dir(places.root.join("pilots")).into_iter().flatten().flatten() {
         let queue = Queue(pilots.path());
-        for file in waiting(&queue.queue()) {
+        let names: HashSet<String> = journal::arrays(lines).into_iter().map(|(n, _)| n).collect();
+        let any = alive.iter().any(|status| names.contains(&status.name));
+        // What nobody is left to take is no reason to ask for the others once more.
+        for file in waiting(&queue.queue()).into_iter().filter(|_| any) {
             let attempt = attempt_of(&file);
             let by = By::Queue { file: queue.queue().join(&file) };
             orphans.push(Orphan { attempt, mail: places.mail(), by });

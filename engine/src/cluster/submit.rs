@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::batch::{Array, Refusal, Shape};
+use super::batch::{Array, Cancel, Refusal, Shape};
 use super::clerk::Ask;
 use super::driver::{At, Batched, Driver, Pilots, Sent};
 use super::journal::Line;
@@ -17,10 +17,12 @@ use crate::event::{Failure, Job as Told};
 
 /// First pause between two questions to the batch system.
 pub(super) const POLL: Duration = Duration::from_secs(2);
-/// Orders wait so long for more of their kind, after the last and after the first of them.
-const GATHER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// After so long without another order, jobs are submitted for those that came.
+const GATHER: Duration = Duration::from_millis(100);
+/// So long after the first of them, pilots are submitted while others still come, and arrays.
+const LONGEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
 /// An array that was refused for now is submitted again after so long.
-const AGAIN: Duration = Duration::from_secs(10);
+pub(super) const AGAIN: Duration = Duration::from_secs(10);
 /// After so long a node that failed steps is tried again.
 const FORGIVEN: Duration = Duration::from_secs(600);
 /// So many failures of steps by a node's fault are too many.
@@ -29,27 +31,34 @@ const TOO_MANY: usize = 2;
 impl Driver {
     /// Submits what is ready for it.
     pub fn submit(&mut self) {
-        let ready = self
-            .came
-            .is_some_and(|(first, last)| last.elapsed() > GATHER.0 || first.elapsed() > GATHER.1);
-        if ready {
+        let (to_pilots, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|(_, pilot)| *pilot);
+        self.waiting = waiting;
+        to_pilots.into_iter().for_each(|(worker, _)| self.enqueue(worker));
+        let quiet = self.came.is_none_or(|(_, last)| last.elapsed() > GATHER);
+        let since = self.came.map_or(Duration::ZERO, |(first, _)| first.elapsed());
+        if quiet || since > LONGEST.0 {
+            self.more_pilots();
+        }
+        if quiet || since > LONGEST.1 {
             self.came = None;
-            let mut alike: BTreeMap<Shape, Vec<u64>> = BTreeMap::new();
-            for (worker, pilot) in std::mem::take(&mut self.waiting) {
-                let Some(job) = self.jobs.get(&worker) else { continue };
-                match pilot {
-                    true => self.enqueue(worker),
-                    false => alike.entry(job.shape.clone()).or_default().push(worker),
-                }
-            }
-            for (shape, workers) in alike {
-                for part in workers.chunks(self.max_array) {
-                    self.array(&shape, part);
-                }
+            self.arrays_of_waiting();
+        }
+        self.again();
+    }
+
+    /// Steps of equal shape become one array.
+    fn arrays_of_waiting(&mut self) {
+        let mut alike: BTreeMap<Shape, Vec<u64>> = BTreeMap::new();
+        for (worker, _) in std::mem::take(&mut self.waiting) {
+            let Some(job) = self.jobs.get(&worker) else { continue };
+            alike.entry(job.shape.clone()).or_default().push(worker);
+        }
+        for (shape, workers) in alike {
+            for part in workers.chunks(self.max_array) {
+                self.array(&shape, part);
             }
         }
-        self.more_pilots();
-        self.again();
     }
 
     /// Submits one array of steps.
@@ -145,11 +154,18 @@ impl Driver {
             script: path,
             shape: shape.clone(),
             count,
-            output: self.places.jobs().join(format!("{}-%a.out", self.numbers)),
+            output: self.places.jobs().join(self.numbers.to_string()),
             exclude: self.excluded(),
             margin_s: margin_s.ceil() as u64,
         };
-        Ok(Batched { array, state: Sent::Sending, workers: Vec::new(), pilots: None, unknown: 0 })
+        Ok(Batched {
+            array,
+            state: Sent::Sending,
+            workers: Vec::new(),
+            pilots: None,
+            unknown: 0,
+            unwanted: Vec::new(),
+        })
     }
 
     /// Notes it in the journal, then submits it.
@@ -172,6 +188,13 @@ impl Driver {
         match result {
             Ok(id) => {
                 batched.state = Sent::Known(id.clone());
+                let unwanted = std::mem::take(&mut batched.unwanted);
+                for how in [Cancel::Now, Cancel::Gently] {
+                    let these = unwanted.iter().filter(|(_, wanted)| *wanted == how);
+                    let ids =
+                        these.map(|(task, _)| self.arrays[name].task_id(&id, *task)).collect();
+                    self.cancel(ids, how);
+                }
                 self.refused = None;
                 let _ = self.journal.write(&Line::Submitted { name: name.into(), id });
                 self.tell_queued(name, "submitted");
@@ -209,20 +232,37 @@ impl Driver {
             Sent::Known(id) => id.clone(),
             _ => String::new(),
         };
-        let single = batched.array.count <= 1;
-        for (task, worker) in batched.workers.clone().into_iter().enumerate() {
+        let of = |(task, worker): (usize, &u64)| {
+            let job = if id.is_empty() { String::new() } else { batched.task_id(&id, task) };
+            (*worker, job)
+        };
+        let all: Vec<(u64, String)> = batched.workers.iter().enumerate().map(of).collect();
+        for (worker, id) in all {
             let Some(job) = self.jobs.get_mut(&worker) else { continue };
             job.reason = Some(reason.to_string());
-            let id = if single || id.is_empty() { id.clone() } else { format!("{id}_{task}") };
             self.tell_job(worker, Told::Queued { job: id, reason: reason.into() });
         }
     }
 
-    /// Submits again what was refused for now.
+    /// Submits again what was refused for now, unless nobody wants it any more.
     fn again(&mut self) {
+        self.send_cancels();
         let now = Instant::now();
+        let due = |batched: &Batched| matches!(batched.state, Sent::Later(at) if at <= now);
+        if !self.arrays.values().any(due) {
+            return;
+        }
+        let (jobs, mut arrays) = (&self.jobs, std::mem::take(&mut self.arrays));
+        arrays.retain(|_, batched| {
+            let waited_for = match &batched.pilots {
+                Some((queue, _)) => !self.in_queue(queue).is_empty(),
+                None => batched.workers.iter().any(|worker| jobs.contains_key(worker)),
+            };
+            !due(batched) || waited_for
+        });
+        self.arrays = arrays;
         for batched in self.arrays.values_mut() {
-            if matches!(batched.state, Sent::Later(at) if at <= now) {
+            if due(batched) {
                 batched.state = Sent::Sending;
                 let _ = self.clerk.send(Ask::Submit(batched.array.clone()));
             }
@@ -231,7 +271,7 @@ impl Driver {
 
     /// Gives an order to the pilots of its shape.
     fn enqueue(&mut self, worker: u64) {
-        let shape = self.jobs[&worker].shape.clone();
+        let Some(shape) = self.jobs.get(&worker).map(|job| job.shape.clone()) else { return };
         let number = match self.pilots.iter().position(|pilots| pilots.shape == shape) {
             Some(number) => number,
             None => match self.new_pilots(shape.clone()) {
@@ -272,7 +312,7 @@ impl Driver {
             gpus: shape.gpus,
         };
         records::write(&queue.0.join(BRIEF), &brief)?;
-        self.pilots.push(Pilots { shape, queue, next: 0 });
+        self.pilots.push(Pilots { shape, queue, next: 0, barren: 0 });
         Ok(number)
     }
 

@@ -25,6 +25,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const ENDING: Duration = Duration::from_secs(20);
 /// And after so many questions.
 const LOOKS: u32 = 2;
+/// So many arrays of pilots in a row may end before they did anything.
+const MOST_BARREN: u32 = 5;
 /// An array that may not have been submitted is asked for after so long.
 const SETTLED: Duration = Duration::from_secs(3);
 
@@ -91,6 +93,7 @@ impl Driver {
         self.tail(worker);
         self.forget(worker);
         let Exit { answer, place, seconds, cpus, gpus } = exit;
+        self.useful.insert(place.job.clone());
         if let Answer::Failed { failure: Failure::Lost | Failure::Crash, .. } = answer {
             self.blame(Some(&place.host));
         }
@@ -104,11 +107,14 @@ impl Driver {
         let Some(farewell) = records::read::<Farewell>(path) else { return false };
         let _ = fs::remove_file(path);
         let job = farewell.place.job.clone();
+        self.useful.insert(job.clone());
         let array = job.split('_').next().unwrap_or_default();
         let of = |state: &Sent| matches!(state, Sent::Known(id) if id == array);
         let pilots = self.arrays.values_mut().find(|batched| of(&batched.state));
-        if let Some((_, alive)) = pilots.and_then(|batched| batched.pilots.as_mut()) {
+        if let Some((queue, alive)) = pilots.and_then(|batched| batched.pilots.as_mut()) {
             *alive = alive.saturating_sub(1);
+            let theirs = self.pilots.iter_mut().find(|pilots| pilots.queue.0 == *queue);
+            theirs.into_iter().for_each(|pilots| pilots.barren = 0);
         }
         let idle = (farewell.seconds - farewell.busy_s).max(0.0);
         let (cpus, gpus) = (farewell.cpus, farewell.gpus);
@@ -138,6 +144,8 @@ impl Driver {
                 let mut parts = file.split('@');
                 let attempt = attempt_of(parts.next().unwrap_or_default());
                 let (Some(job), Some(host)) = (parts.next(), parts.next()) else { continue };
+                self.useful.insert(job.into());
+                self.pilots[number].barren = 0;
                 if let Some(&worker) = self.by_name.get(&attempt) {
                     self.is_at(worker, Place { job: job.into(), host: host.into() });
                 }
@@ -214,6 +222,9 @@ impl Driver {
         self.poll_at = Instant::now() + self.poll_pause;
         // Nobody answered: nothing is known, so nothing follows.
         let Ok(all) = result else { return };
+        // Newer than the answer, so that no pilot that did something is taken for one that did not.
+        self.read_mail();
+        self.see_taken();
         self.resolve_unsure(names, asked, &all);
         let mut doubts = false;
         for name in names {
@@ -291,6 +302,10 @@ impl Driver {
         if since.elapsed() < grace || looks + 1 < LOOKS {
             return true;
         }
+        // A network's file system may remember that the record was not there, until it is listed.
+        let _ = fs::read_dir(records::path(&job.dir, "")).map(Iterator::count);
+        self.look_for_exit(worker);
+        let Some(job) = self.jobs.get_mut(&worker) else { return false };
         let host = status.and_then(|s| s.host.clone()).or(job.place.take().map(|p| p.host));
         let id = status.map_or(String::new(), |status| format!(" {}", status.id));
         let (failure, what, blamed) = meaning(end);
@@ -298,7 +313,11 @@ impl Driver {
             self.blame(host.as_deref());
         }
         let on = host.map_or(String::new(), |host| format!(" on {host}"));
-        self.lose(worker, failure, format!("job{id}{on} {what}"));
+        let said = match (end, status) {
+            (Some(End::Failed | End::Completed), Some(status)) => self.said(status),
+            _ => String::new(),
+        };
+        self.lose(worker, failure, format!("job{id}{on} {what}{said}"));
         false
     }
 
@@ -313,15 +332,56 @@ impl Driver {
         if let Some((queue, before)) = &mut batched.pilots {
             // Of an array that nobody knows nothing is said at first: its pilots may say farewell.
             batched.unknown = if known { 0 } else { batched.unknown + 1 };
+            let over = alive == 0 && *before > 0;
             if known || batched.unknown > LOOKS {
                 *before = alive;
             }
             let queue = queue.clone();
+            if known && over {
+                self.judge_pilots(name, &queue, all);
+            }
             let why = all.iter().find(|s| s.name == name && s.state == State::Pending);
             if let (Some(why), true) = (why, alive > 0) {
                 self.tell_waiting(&queue, &why.id.clone(), &why.reason.clone());
             }
         }
+    }
+
+    /// Pilots that end before they took anything, again and again, never will: that is told instead
+    /// of trying for ever.
+    fn judge_pilots(&mut self, name: &str, queue: &Path, all: &[Status]) {
+        let mine: Vec<&Status> = all.iter().filter(|status| status.name == name).collect();
+        let failed = |s: &&&Status| matches!(s.state, State::Ended(End::Failed | End::Completed));
+        let useful = mine.iter().any(|status| self.useful.contains(&status.id));
+        let Some(pilots) = self.pilots.iter_mut().find(|p| p.queue.0 == *queue) else { return };
+        let Some(last) = mine.iter().rfind(failed).filter(|_| !useful) else {
+            pilots.barren = if useful { 0 } else { pilots.barren };
+            return;
+        };
+        pilots.barren += 1;
+        if pilots.barren >= MOST_BARREN {
+            let host = last.host.as_deref().unwrap_or("a node");
+            let message = format!(
+                "jobs that take steps end before they take one; the last was {} on {host}{}\nhint: see `setup:` and `program:` of `executor: slurm:`",
+                last.id,
+                self.said(last)
+            );
+            for worker in self.in_queue(queue) {
+                self.lose(worker, Failure::Error, message.clone());
+            }
+        }
+        for status in mine.iter().filter(failed) {
+            self.blame(status.host.as_deref());
+        }
+    }
+
+    /// The last thing a job printed outside of its step.
+    fn said(&self, status: &Status) -> String {
+        let Some(batched) = self.arrays.get(&status.name) else { return String::new() };
+        let text = fs::read(batched.array.output_of(status.task)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let last = text.lines().rev().find(|line| !line.trim().is_empty());
+        last.map_or(String::new(), |line| format!(": {}", line.trim()))
     }
 
     /// Steps in a queue wait as their pilots do.

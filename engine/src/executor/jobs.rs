@@ -17,6 +17,17 @@ const MOST_FOREIGN: u32 = 10;
 /// So often with twice the memory.
 const MOST_MEMORY: u32 = 2;
 
+/// How often a step was tried again though its `retries` do not say so.
+#[derive(Default)]
+pub(super) struct Tries {
+    /// After failures by no fault of its own.
+    foreign: u32,
+    /// For lack of memory.
+    memory: u32,
+    /// How far its checkpoint was then.
+    position: Option<u64>,
+}
+
 /// What a step's [`Kind`] is, kept for as long as it is wanted.
 pub(super) struct Asked {
     kind: Kind,
@@ -101,12 +112,15 @@ impl Executor<'_> {
         let on_cluster = self.options.cluster.is_some();
         if on_cluster && (failure.is_foreign() || failure == Failure::OutOfMemory) {
             let position = self.cache.checkpoint_latest(&running.key).map(|(position, _)| position);
-            let (count, before) = self.foreign.entry(step).or_default();
-            if position > *before {
-                (*count, *before) = (0, position);
+            let tries = self.foreign.entry(step).or_default();
+            if position > tries.position {
+                *tries = Tries { position, ..Tries::default() };
             }
+            let (count, most) = match failure.is_foreign() {
+                true => (&mut tries.foreign, MOST_FOREIGN),
+                false => (&mut tries.memory, MOST_MEMORY),
+            };
             *count += 1;
-            let most = if failure.is_foreign() { MOST_FOREIGN } else { MOST_MEMORY };
             if *count <= most {
                 self.attempts[step] -= 1;
                 self.pool.failed(&running.key, failure);

@@ -179,8 +179,7 @@ struct Executor<'a> {
     /// Since when a step has had too little GPU memory.
     short: HashMap<usize, Instant>,
     pool: Box<dyn Runner>,
-    /// Of failures by no fault of the step: how many, and how far its checkpoint was then.
-    foreign: HashMap<usize, (u32, Option<u64>)>,
+    foreign: HashMap<usize, jobs::Tries>,
     committer: Committer,
     tidy: tidy::Tidy,
     lease: Lease,

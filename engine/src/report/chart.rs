@@ -20,7 +20,7 @@ pub(super) const MOST_SERIES: usize = 36;
 pub(super) const WIDTH: f64 = 520.0;
 pub(super) const HEIGHT: f64 = 250.0;
 pub(super) const LEFT: f64 = 52.0;
-pub(super) const RIGHT: f64 = 508.0;
+pub(super) const RIGHT: f64 = 500.0;
 pub(super) const TOP: f64 = 12.0;
 pub(super) const BOTTOM: f64 = 212.0;
 

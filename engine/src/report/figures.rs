@@ -76,6 +76,14 @@ pub(super) fn curves(run: &Run) -> String {
     out
 }
 
+/// What layers' figures are sorted by: `loss.2` comes before `loss.10`.
+fn by_number(name: &str) -> (&str, Option<u64>) {
+    match name.rsplit_once('.').map(|(stem, number)| (stem, number.parse())) {
+        Some((stem, Ok(number))) => (stem, Some(number)),
+        _ => (name, None),
+    }
+}
+
 fn grid(charts: &[Lines]) -> String {
     if charts.is_empty() {
         return String::new();
@@ -91,9 +99,11 @@ fn grid(charts: &[Lines]) -> String {
 }
 
 fn chart(group: &Group, steps: &[&Step], names: &[&str]) -> Lines {
+    let mut names = names.to_vec();
+    names.sort_by_key(|name| by_number(name));
     let mut series = Vec::new();
     for step in steps {
-        for name in names {
+        for name in &names {
             let points: Vec<(f64, f64)> = curve(step)
                 .iter()
                 .filter_map(|(&at, values)| Some((at as f64, *values.get(*name)?)))
@@ -112,8 +122,8 @@ fn chart(group: &Group, steps: &[&Step], names: &[&str]) -> Lines {
     let inks = inks(steps, series.iter().map(|(family, _)| family.as_str()), names.len());
     let mut series: Vec<Series> = series.into_iter().map(|(_, series)| series).collect();
     series.iter_mut().zip(inks).for_each(|(series, ink)| series.ink = ink);
-    let y = match names {
-        ["loss"] => loss_unit(group.stage),
+    let y = match names.as_slice() {
+        losses if losses.iter().all(|name| by_number(name).0 == "loss") => loss_unit(group.stage),
         [one] => (*one).to_string(),
         _ => "value".into(),
     };
@@ -377,5 +387,12 @@ mod tests {
         assert_eq!(phase("after_relative_distance"), Some(("relative_distance".into(), 1)));
         assert_eq!(phase("before"), Some((String::new(), 0)));
         assert_eq!(phase("loss"), None);
+    }
+
+    #[test]
+    fn layers_are_sorted_by_their_numbers() {
+        let mut names = vec!["loss.10", "lr", "loss", "loss.2", "loss.x"];
+        names.sort_by_key(|name| by_number(name));
+        assert_eq!(names, ["loss", "loss.2", "loss.10", "loss.x", "lr"]);
     }
 }

@@ -106,6 +106,15 @@ impl Slurm {
         Ok(Said { well, ended: status.is_some_and(|s| s.code().is_some()), stdout, stderr })
     }
 
+    /// `scancel`, which also complains of jobs that are over: only that nobody heard it is an error.
+    fn end(&self, arguments: &[String]) -> Result<(), String> {
+        let said = self.call("scancel", arguments)?;
+        match said.well || matches!(said.refusal(), Refusal::Never(_)) {
+            true => Ok(()),
+            false => Err(format!("`scancel`: {}", said.complaint())),
+        }
+    }
+
     /// Accounting's word on arrays by name, where `squeue` has forgotten them.
     fn sacct(&mut self, names: &[String]) -> Vec<Status> {
         if !self.accounting {
@@ -132,8 +141,7 @@ impl Batch for Slurm {
         if said.well {
             return id_of(&said.stdout).ok_or(Refusal::Unsure("`sbatch` gave no id".into()));
         }
-        let complaint = said.complaint();
-        Err(if said.ended { refusal(&complaint) } else { Refusal::Unsure(complaint) })
+        Err(said.refusal())
     }
 
     fn poll(&mut self, names: &[String]) -> Result<Vec<Status>, String> {
@@ -161,10 +169,10 @@ impl Batch for Slurm {
                 args.iter().map(|arg| arg.to_string()).chain(part.iter().cloned()).collect()
             };
             match how {
-                Cancel::Now => drop(self.call("scancel", &with(&["-Q"]))?),
+                Cancel::Now => self.end(&with(&["-Q"]))?,
                 Cancel::Gently => {
-                    self.call("scancel", &with(&["-Q", "-t", "PENDING"]))?;
-                    self.call("scancel", &with(&["-Q", "-b", "-s", "USR1", "-t", "RUNNING"]))?;
+                    self.end(&with(&["-Q", "-t", "PENDING"]))?;
+                    self.end(&with(&["-Q", "-b", "-s", "USR1", "-t", "RUNNING"]))?;
                 }
             }
         }
@@ -188,6 +196,14 @@ impl Said {
         let Some(line) = line else { return "it ended without a word".into() };
         line.split_once("error: ").map_or(line, |(_, rest)| rest).trim().to_string()
     }
+
+    /// What its failure means.
+    fn refusal(&self) -> Refusal {
+        match self.ended {
+            true => refusal(&self.stderr, self.complaint()),
+            false => Refusal::Unsure(self.complaint()),
+        }
+    }
 }
 
 fn read(stream: Option<impl Read>) -> String {
@@ -203,19 +219,22 @@ fn id_of(text: &str) -> Option<String> {
     (!id.is_empty() && id.chars().all(|c| c.is_ascii_digit())).then(|| id.to_string())
 }
 
-/// What a complaint of `sbatch` means.
-fn refusal(complaint: &str) -> Refusal {
-    let has = |words: &[&str]| {
-        let text = complaint.to_lowercase();
-        words.iter().any(|word| text.contains(word))
-    };
-    let text = complaint.to_string();
+/// What a complaint of Slurm's means; `complaint` is its last line.
+fn refusal(stderr: &str, complaint: String) -> Refusal {
+    let text = stderr.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    // Limits by name: `QOSMaxSubmitJobPerUserLimit` passes, `QOSMaxWallDurationPerJobLimit` does not.
+    let mut limits = text.split(|c: char| !c.is_alphanumeric()).filter(|word| {
+        word.ends_with("limit") && (word.starts_with("qos") || word.starts_with("assoc"))
+    });
     if has(&["timed out", "zero bytes", "unexpected message", "connection reset", "response"]) {
-        Refusal::Unsure(text)
+        Refusal::Unsure(complaint)
+    } else if has(&["time limit is invalid"]) || limits.any(|word| !word.contains("submit")) {
+        Refusal::Never(complaint)
     } else if has(&["unable to contact", "temporarily", "limit", "refused", "standby", "busy"]) {
-        Refusal::Later(text)
+        Refusal::Later(complaint)
     } else {
-        Refusal::Never(text)
+        Refusal::Never(complaint)
     }
 }
 
@@ -228,7 +247,7 @@ mod tests {
         let of = |line: &str| {
             let said =
                 Said { well: false, ended: true, stdout: String::new(), stderr: line.into() };
-            refusal(&said.complaint())
+            said.refusal()
         };
         assert_eq!(
             of(
@@ -244,6 +263,13 @@ mod tests {
         ];
         for line in later {
             assert!(matches!(of(line), Refusal::Later(_)), "{line}");
+        }
+        let never = [
+            "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+            "sbatch: error: QOSMaxWallDurationPerJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+        ];
+        for line in never {
+            assert!(matches!(of(line), Refusal::Never(_)), "{line}");
         }
         let line =
             "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation";

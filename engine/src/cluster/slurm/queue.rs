@@ -47,7 +47,7 @@ fn host_of(text: &str) -> Option<String> {
     (!text.is_empty() && text != "(null)" && !text.starts_with("None")).then(|| text.to_string())
 }
 
-/// `None` for what is no state of Slurm: it says nothing.
+/// `None` for what is no state: it says nothing. A state that is not known here may be none of an end.
 fn state_of(word: &str) -> Option<State> {
     Some(match word {
         "PENDING" | "REQUEUED" | "REQUEUE_FED" | "REQUEUE_HOLD" | "RESV_DEL_HOLD"
@@ -63,6 +63,9 @@ fn state_of(word: &str) -> Option<State> {
         "NODE_FAIL" | "BOOT_FAIL" => State::Ended(End::NodeFailed),
         "CANCELLED" | "REVOKED" => State::Ended(End::Cancelled),
         "PREEMPTED" => State::Ended(End::Preempted),
+        _ if !word.is_empty() && word.chars().all(|c| c.is_ascii_uppercase() || c == '_') => {
+            State::Running
+        }
         _ => return None,
     })
 }
@@ -92,9 +95,9 @@ mod tests {
         let single = squeue_line("4|4|N/A|NODE_FAIL|NodeDown|n1|a|b").unwrap();
         assert_eq!((single.task, &single.name[..]), (0, "a|b"));
         assert_eq!(single.state, State::Ended(End::NodeFailed));
-        for wrong in
-            ["", "slurm_load_jobs error: Invalid job id specified", "1|1|0|DANCING|None||x"]
-        {
+        let newer = squeue_line("1|1|0|EXPEDITING|None||x").unwrap();
+        assert_eq!(newer.state, State::Running, "no end that is known");
+        for wrong in ["", "slurm_load_jobs error: Invalid job id specified", "1|1|0|?|None||x"] {
             assert_eq!(squeue_line(wrong), None, "{wrong}");
         }
     }

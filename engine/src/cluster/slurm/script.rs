@@ -35,12 +35,12 @@ pub(super) fn arguments(settings: &Settings, array: &Array) -> Vec<String> {
     let mut add = |text: String| args.push(text);
     add("--parsable".into());
     add(format!("--job-name={}", array.name));
-    let output = array.output.display().to_string();
+    let output = pattern(&array.output);
     if array.count > 1 {
         add(format!("--array=0-{}", array.count - 1));
-        add(format!("--output={output}"));
+        add(format!("--output={output}-%a.out"));
     } else {
-        add(format!("--output={}", output.replace("%a", "0")));
+        add(format!("--output={output}-0.out"));
     }
     add("--open-mode=append".into());
     add("--export=ALL".into());
@@ -59,6 +59,11 @@ pub(super) fn arguments(settings: &Settings, array: &Array) -> Vec<String> {
     settings.extra.iter().for_each(|extra| add(extra.clone()));
     add(array.script.display().to_string());
     args
+}
+
+/// A path in which Slurm replaces nothing.
+fn pattern(path: &Path) -> String {
+    path.display().to_string().replace('%', "%%")
 }
 
 /// Whose jobs they are.
@@ -106,13 +111,14 @@ pub(crate) fn steps(settings: &Settings, name: &str, shape: &Shape) -> Vec<Strin
     args
 }
 
-/// Arguments of `sbatch` for the leader's own job. It may be started again: it goes on then.
-pub fn leader(settings: &Settings, name: &str, output: &Path, script: &Path) -> Vec<String> {
+/// Arguments of `sbatch` for the leader's own job, which writes to `<name>-<id>.log` in `dir`. It may
+/// be started again: it goes on then.
+pub fn leader(settings: &Settings, name: &str, dir: &Path, script: &Path) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
     let mut add = |text: String| args.push(text);
     add("--parsable".into());
     add(format!("--job-name={name}"));
-    add(format!("--output={}", output.display()));
+    add(format!("--output={}/{name}-%j.log", pattern(dir)));
     add("--open-mode=append".into());
     add("--export=ALL".into());
     add("--requeue".into());
@@ -159,20 +165,21 @@ mod tests {
             script: "/s/1.sh".into(),
             shape,
             count: 3,
-            output: "/s/1-%a.out".into(),
+            output: "/s/100%/1".into(),
             exclude: vec!["n1".into(), "n2".into()],
             margin_s: 120,
         };
         assert_eq!(
             arguments(&settings, &array).join(" "),
-            "--parsable --job-name=pipe-x-1 --array=0-2 --output=/s/1-%a.out --open-mode=append \
+            "--parsable --job-name=pipe-x-1 --array=0-2 --output=/s/100%%/1-%a.out --open-mode=append \
              --export=ALL --no-requeue --nodes=1 --ntasks=1 --cpus-per-task=4 --gres=gpu:a100:2 \
              --mem=1024M --time=2 --signal=B:USR1@120 --exclude=n1,n2 --partition=gpu --qos=low \
              --nice=10 /s/1.sh"
         );
         let one = Array { count: 1, shape: Shape::default(), margin_s: 0, ..array };
         let line = arguments(&Settings::default(), &one).join(" ");
-        assert!(line.contains("--output=/s/1-0.out") && !line.contains("--array"), "{line}");
+        assert!(line.contains("--output=/s/100%%/1-0.out") && !line.contains("--array"), "{line}");
+        assert_eq!(one.output_of(0), Path::new("/s/100%/1-0.out"));
         for absent in ["--gres", "--mem", "--time", "--signal", "--partition"] {
             assert!(!line.contains(absent), "{line}");
         }
