@@ -70,7 +70,8 @@ pub fn serve(
         }
         cancel.store(false, Ordering::Relaxed);
         wire::send(&stream, &answer)?;
-        last = Some(attempt);
+        // Of one that failed, somebody may want to see what is there.
+        last = matches!(answer, Answer::Done { .. }).then_some(attempt);
     }
     Ok(())
 }
