@@ -33,6 +33,7 @@ pub mod outputs;
 pub mod plan;
 pub mod pool;
 pub mod price;
+pub mod recents;
 pub mod repeat;
 pub mod report;
 pub mod roots;
