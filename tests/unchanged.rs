@@ -242,3 +242,81 @@ fn a_long_plan_is_kept_and_made_anew_when_anything_it_is_made_of_changes() {
     fs::write(path, bytes).unwrap();
     expect("4 cached, 0 ran", false, "a damaged plan");
 }
+
+/// A pipeline so long that its plan is kept: `b` needs `a`, `c` and `d` need nobody.
+fn long() -> Project {
+    let step = |name: &str, reads: &str| {
+        format!(
+            "  {name}: {{ stage: command, in: {{ {reads} }}, run: 'find -L in -type f | sort | xargs cat > ${{out.text}}', \
+             out: {{ text: t.txt }} }}\n"
+        )
+    };
+    let steps = [
+        step("a", "x: ./a.txt"),
+        step("b", "x: a.text, y: ./b.txt"),
+        step("c", "x: './many/*.txt'"),
+        step("d", "x: ./folder"),
+    ];
+    let project = Project::with(&format!("steps:\n{}# {}\n", steps.concat(), "x".repeat(70_000)));
+    for name in ["a.txt", "b.txt", "many/1.txt", "folder/1"] {
+        project.write(name, name);
+    }
+    project
+}
+
+/// What the newest run's record says of every step: its state and what came out.
+fn steps(project: &Project) -> serde_json::Value {
+    let status = project.pipe(&["status", "--json"]).stdout;
+    serde_json::from_str::<serde_json::Value>(&status).unwrap()["steps"].clone()
+}
+
+fn events(project: &Project) -> String {
+    fs::read_to_string(records(project).last().unwrap().join("events.jsonl")).unwrap()
+}
+
+#[test]
+fn what_stands_is_settled_at_once_and_reads_as_if_it_had_been_looked_up() {
+    let project = long();
+    assert_eq!(project.run(&[]), "0 cached, 4 ran");
+    settle();
+    assert_eq!(project.run(&[]), "4 cached, 0 ran");
+    for (turn, changed) in ["b.txt", "many/2.txt", "folder/1", "a.txt", "b.txt"].iter().enumerate()
+    {
+        project.write(changed, &format!("turn {turn}"));
+        let ran = project.run(&[]);
+        assert_eq!(ran, if *changed == "a.txt" { "2 cached, 2 ran" } else { "3 cached, 1 ran" });
+        assert!(events(&project).contains(r#""but":["#), "{changed}: {}", events(&project));
+        settle();
+        assert_eq!(project.run(&[]), "4 cached, 0 ran", "{changed}: its stamps are noted now");
+        assert_eq!(project.run(&[]), "4 cached, 0 ran", "{changed}");
+        assert!(told(&project), "{changed}");
+        let told = steps(&project);
+        assert_eq!(project.run(&["--paranoid"]), "4 cached, 0 ran", "{changed}");
+        assert!(!events(&project).contains("unchanged"), "{changed}");
+        assert_eq!(told, steps(&project), "{changed}: as if each had been looked up");
+    }
+}
+
+#[test]
+fn lost_bytes_of_what_stands_are_made_again() {
+    let project = long();
+    assert_eq!(project.run(&[]), "0 cached, 4 ran");
+    settle();
+    assert_eq!(project.run(&[]), "4 cached, 0 ran");
+    let objects = project.cache().join("objects");
+    for shard in fs::read_dir(&objects).unwrap() {
+        fs::remove_dir_all(shard.unwrap().path()).unwrap();
+    }
+    project.write("b.txt", "other");
+    let ran = run(&project);
+    assert_eq!(ran.counts(), "3 cached, 2 ran", "a is a hit first: {}", ran.stderr);
+    assert!(ran.stderr.contains("`a` runs again"), "{}", ran.stderr);
+    settle();
+    assert_eq!(project.run(&[]), "4 cached, 0 ran");
+    // What it read then is not what is there now: no key may be made of that.
+    for shard in fs::read_dir(&objects).unwrap() {
+        fs::remove_dir_all(shard.unwrap().path()).unwrap();
+    }
+    project.write("a.txt", "another");
+    assert_eq!(project.run(&[]), "2 cached, 2 ran");
+}

@@ -217,6 +217,25 @@ impl Cache {
         rows.iter().filter_map(|row| Entry::parse(&row.text, &row.key).ok()).collect()
     }
 
+    /// Keys of all entries whose provenance says `stage`, each with its step, the newest first: for
+    /// whoever asks [`Cache::recent`] more than once.
+    pub fn keys_of(&self, stage: &str) -> Vec<(String, Key)> {
+        self.rebuild();
+        if let Some(keys) = self.inner.index().and_then(|index| index.keys_of(stage)) {
+            return keys;
+        }
+        let rows = self.keys().unwrap_or_default();
+        let rows = rows.iter().filter_map(|key| self.row(key)).filter(|row| row.stage == stage);
+        let mut rows: Vec<(i64, String, Key)> = rows.map(|r| (r.created, r.step, r.key)).collect();
+        rows.sort_by_key(|(created, ..)| std::cmp::Reverse(*created));
+        rows.into_iter().map(|(_, step, key)| (step, key)).collect()
+    }
+
+    /// The entry of `key` as its file says, if there is a whole one; its use is not noted.
+    pub fn entry_of(&self, key: &Key) -> Option<Entry> {
+        Some(self.peek(key).ok()??.0)
+    }
+
     /// Makes the index agree with the entry files; only what differs is read.
     pub fn rebuild(&self) {
         self.flush_index();

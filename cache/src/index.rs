@@ -191,6 +191,18 @@ impl Index {
         })
     }
 
+    /// Steps and keys of `stage`, the newest first.
+    pub fn keys_of(&self, stage: &str) -> Option<Vec<(String, Key)>> {
+        self.run(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT step, key FROM entries WHERE stage = ?1 ORDER BY created DESC",
+                )?
+                .query_map([stage], |row| Ok((row.get(0)?, Key::from_bytes(row.get(1)?))))?
+                .collect()
+        })
+    }
+
     /// Sets the last use of `keys` where it is older than `before` (both seconds since 1970).
     pub fn touch(&self, keys: &[Key], now: i64, before: i64) -> Option<()> {
         self.write(|all| {

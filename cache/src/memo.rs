@@ -6,16 +6,14 @@
 //! directory of entries says what it said before any of them was looked up, all of them are what
 //! they were; else each is asked itself. An entry's file that is edited in place is not noticed here
 //! (it is read-only and sealed, and what was read of it was right): `scrub` finds such damage.
+//!
+//! Written here, read back in `recall.rs`.
 
-use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::SystemTime;
-
-use rayon::prelude::*;
 
 use crate::bytes_of::{Reader, put, put_text};
 use crate::cache::Cache;
@@ -23,19 +21,22 @@ use crate::digest::{Digest, Key};
 use crate::entry::{Entry, Output};
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::recall::Recalled;
 use crate::stat::Stamp;
 use crate::tree::Kind;
 
-const MAGIC: &[u8] = b"pipe memo 1\n";
+pub(crate) const MAGIC: &[u8] = b"pipe memo 2\n";
 /// Directories of entries.
-const SHARDS: usize = 256;
-const STAMP: usize = 40;
+pub(crate) const SHARDS: usize = 256;
+pub(crate) const STAMP: usize = 40;
 /// Key, stamp, place of the rest.
-const ROW: usize = 32 + STAMP + 4;
+pub(crate) const ROW: usize = 32 + STAMP + 4;
 /// So many disposable files of a kind are kept.
 const MOST: usize = 256;
-/// Files that one thread looks at before another is asked to help.
-const CHUNK: usize = 512;
+/// What the record of a file begins with: one file, all that a pattern stands for, or nothing known.
+pub(crate) const FILE: u8 = 0;
+pub(crate) const SEAL: u8 = 1;
+const UNPROVED: u8 = 2;
 
 /// What a hit needs of an entry.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,41 +66,21 @@ pub struct Memo {
     made: Vec<u8>,
 }
 
-/// What an earlier run found.
+/// What an earlier run found and is noted again, as it stands there.
 #[derive(Debug)]
-pub struct Recalled {
-    layout: Layout,
-    bytes: Vec<u8>,
-    parts: Parts,
-    stands: Vec<OnceLock<bool>>,
-}
-
-/// Where in the bytes things are.
-#[derive(Debug, Clone, Copy, Default)]
-struct Parts {
-    head: (usize, usize),
-    shards: usize,
-    places: (usize, usize),
-    files: usize,
-    order: (usize, usize),
-    rows: (usize, usize),
-    hits: usize,
+pub struct Carried<'a> {
+    /// The earlier run's.
+    pub from: &'a Recalled,
+    /// Whether each of its files is, in its order.
+    pub files: &'a [bool],
+    /// Whether each of its keys is, in the order of [`Recalled::key`].
+    pub keys: &'a [bool],
 }
 
 impl Cache {
     /// Begins to collect.
     pub fn memo(&self) -> Memo {
-        let began = SystemTime::now();
-        let shards = (0..SHARDS).map(|n| shard(self.layout(), n)).collect();
-        Memo { began, shards, files: Vec::new(), hits: Vec::new(), made: Vec::new() }
-    }
-
-    /// The memo called `name`, if there is a whole one.
-    pub fn recall(&self, name: &str) -> Option<Recalled> {
-        let bytes = fs::read(self.kept_file(name)).ok()?;
-        let parts = Parts::of(&bytes)?;
-        let stands = vec![OnceLock::new(); SHARDS];
-        Some(Recalled { layout: self.layout().clone(), bytes, parts, stands })
+        Memo::begun(SystemTime::now(), shards(self.layout()))
     }
 
     /// Where the disposable file `name` is, or would be: a memo, or what else can be found again.
@@ -117,27 +98,38 @@ impl Cache {
     }
 }
 
-/// The stamp of a directory of entries; one that is not there has none.
-fn shard(layout: &Layout, n: usize) -> Option<Stamp> {
-    let path = layout.dir("entries").join(format!("{n:02x}"));
-    fs::symlink_metadata(path).ok().map(|meta| Stamp::of(&meta))
+/// The stamps of the directories of entries; one that is not there has none.
+pub(crate) fn shards(layout: &Layout) -> Vec<Option<Stamp>> {
+    let dir = layout.dir("entries");
+    let stamp = |n: usize| fs::symlink_metadata(dir.join(format!("{n:02x}"))).ok();
+    (0..SHARDS).map(|n| stamp(n).map(|meta| Stamp::of(&meta))).collect()
 }
 
 impl Memo {
+    /// One that began when the directories of entries had these stamps.
+    pub(crate) fn begun(began: SystemTime, shards: Vec<Option<Stamp>>) -> Memo {
+        Memo { began, shards, files: Vec::new(), hits: Vec::new(), made: Vec::new() }
+    }
+
     /// Notes a file that had `digest` when `stat` said `stamp`, asked before it was read; `false`
     /// when it is so young that this proves nothing, and is not noted.
     pub fn file(&mut self, path: &Path, stamp: &Stamp, digest: &Digest) -> bool {
         let settled = stamp.settled(self.began);
         if settled {
-            let record = [&[0][..], &stamp.bytes(), digest.as_bytes()].concat();
+            let record = [&[FILE][..], &stamp.bytes(), digest.as_bytes()].concat();
             self.files.push((path.as_os_str().as_bytes().to_vec(), record));
         }
         settled
     }
 
+    /// Notes that nothing is known of `pattern`, for whoever asks what has changed.
+    pub fn unproved(&mut self, pattern: &Path) {
+        self.files.push((pattern.as_os_str().as_bytes().to_vec(), vec![UNPROVED]));
+    }
+
     /// Notes what was found under `pattern` as a whole, by stamps that were all settled.
     pub fn files(&mut self, pattern: &Path, seal: &Digest) {
-        let record = [&[1][..], seal.as_bytes()].concat();
+        let record = [&[SEAL][..], seal.as_bytes()].concat();
         self.files.push((pattern.as_os_str().as_bytes().to_vec(), record));
     }
 
@@ -148,7 +140,6 @@ impl Memo {
 
     /// Notes the entry of `key`, whose file had `stamp` when it was read.
     pub fn hit(&mut self, key: Key, stamp: Stamp, hit: &Hit) {
-        // Beyond 4 GiB of results nothing is noted.
         let Ok(place) = u32::try_from(self.made.len()) else { return };
         self.hits.push((key, stamp, place));
         render(hit, &mut self.made);
@@ -160,45 +151,95 @@ impl Memo {
     }
 
     /// Writes all of it under `name`, with `head`, which is the caller's, and the keys in an order
-    /// of its own.
+    /// of its own; of what is `carried`, only what this memo does not know itself.
     ///
     /// # Errors
     /// When it cannot be written; then what was there is there.
-    pub fn write(mut self, cache: &Cache, name: &str, head: &[u8], order: &[Key]) -> Result<()> {
-        self.files.sort_unstable();
-        self.files.dedup_by(|a, b| a.0 == b.0);
-        self.hits.sort_unstable_by_key(|(key, ..)| *key);
-        self.hits.dedup_by_key(|(key, ..)| *key);
-        let mut body = Vec::new();
+    pub fn write(
+        mut self,
+        cache: &Cache,
+        name: &str,
+        head: &[u8],
+        order: &[Key],
+        carried: Option<&Carried<'_>>,
+    ) -> Result<()> {
+        let mut body = Vec::with_capacity(head.len() + 128 * order.len() + SHARDS * STAMP);
         put(&mut body, head.len() as u32);
         body.extend_from_slice(head);
         for stamp in &self.shards {
             let settled = stamp.filter(|stamp| stamp.settled(self.began));
             body.extend_from_slice(&settled.map_or([0; STAMP], |stamp| stamp.bytes()));
         }
+        self.write_files(&mut body, carried);
+        self.write_hits(&mut body, order, carried);
+        let sum = Digest::of(&body);
+        cache.keep_file(name, &[MAGIC, sum.as_bytes(), &body].concat())
+    }
+
+    fn write_files(&mut self, body: &mut Vec<u8>, carried: Option<&Carried<'_>>) {
+        self.files.sort_unstable();
+        self.files.dedup_by(|a, b| a.0 == b.0);
+        let new = self.files.iter().map(|(path, record)| (&**path, &**record));
+        let old = carried.into_iter().flat_map(Carried::records);
+        let all = merged(old, new);
         let mut records = Vec::new();
-        put(&mut body, self.files.len() as u32);
-        for (path, record) in &self.files {
-            put(&mut body, records.len() as u32);
+        put(body, all.len() as u32);
+        for (path, record) in all {
+            put(body, records.len() as u32);
             put(&mut records, path.len() as u32);
             records.extend_from_slice(path);
             records.extend_from_slice(record);
         }
-        put(&mut body, records.len() as u32);
+        put(body, records.len() as u32);
         body.append(&mut records);
-        let row = |key: &Key| self.hits.binary_search_by_key(key, |(key, ..)| *key);
-        put(&mut body, order.len() as u32);
-        order.iter().for_each(|key| put(&mut body, row(key).map_or(u32::MAX, |at| at as u32)));
-        put(&mut body, self.hits.len() as u32);
-        for (key, stamp, place) in &self.hits {
+    }
+
+    fn write_hits(&mut self, body: &mut Vec<u8>, order: &[Key], carried: Option<&Carried<'_>>) {
+        self.hits.sort_unstable_by_key(|(key, ..)| *key);
+        self.hits.dedup_by_key(|(key, ..)| *key);
+        let made = |place: u32| one_of(&self.made[place as usize..]);
+        let new = self.hits.iter().map(|(key, stamp, place)| (*key, (*stamp, made(*place))));
+        let old = carried.into_iter().flat_map(Carried::rows);
+        let mut all = merged(old, new);
+        // Beyond 4 GiB of results nothing is noted.
+        let mut room = u32::MAX as usize;
+        all.retain(|(_, (_, text))| {
+            let left = text.and_then(|text| room.checked_sub(text.len()));
+            room = left.unwrap_or(room);
+            left.is_some()
+        });
+        let row = |key: &Key| all.binary_search_by_key(key, |(key, _)| *key);
+        put(body, order.len() as u32);
+        order.iter().for_each(|key| put(body, row(key).map_or(u32::MAX, |at| at as u32)));
+        put(body, all.len() as u32);
+        let mut place = 0;
+        for (key, (stamp, text)) in &all {
             body.extend_from_slice(key.as_bytes());
             body.extend_from_slice(&stamp.bytes());
-            put(&mut body, *place);
+            put(body, place);
+            place += text.unwrap_or_default().len() as u32;
         }
-        body.append(&mut self.made);
-        let sum = Digest::of(&body);
-        cache.keep_file(name, &[MAGIC, sum.as_bytes(), &body].concat())
+        all.iter().for_each(|(_, (_, text))| body.extend_from_slice(text.unwrap_or_default()));
     }
+}
+
+/// Two sorted lists as one; of what is in both, that of the second.
+fn merged<K: Ord, V>(
+    old: impl Iterator<Item = (K, V)>,
+    new: impl Iterator<Item = (K, V)>,
+) -> Vec<(K, V)> {
+    let (mut old, mut new, mut all) = (old.peekable(), new.peekable(), Vec::new());
+    while let Some((key, _)) = new.peek() {
+        match old.next_if(|(earlier, _)| earlier < key) {
+            Some(earlier) => all.push(earlier),
+            None => {
+                old.next_if(|(earlier, _)| earlier == key);
+                all.extend(new.next());
+            }
+        }
+    }
+    all.extend(old);
+    all
 }
 
 /// Removes the files called `kind…` that were not written for longest, where there are too many.
@@ -218,183 +259,23 @@ fn forget(dir: &Path, kind: &str) {
     }
 }
 
-impl Recalled {
-    /// What the writer put in front.
-    pub fn head(&self) -> &[u8] {
-        let (at, len) = self.parts.head;
-        &self.bytes[at..at + len]
-    }
-
-    /// How many keys the writer's order has.
-    pub fn len(&self) -> usize {
-        self.parts.order.1
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The key at `at` of the writer's order, if its entry was noted.
-    pub fn key(&self, at: usize) -> Option<Key> {
-        let (start, count) = self.parts.order;
-        let row = (at < count).then(|| word(&self.bytes, start + 4 * at))?;
-        (row < self.parts.rows.1).then(|| self.row_key(row))
-    }
-
-    /// The digest and the stamp of the file at `path`, if it has not changed.
-    pub fn file(&self, path: &Path) -> Option<(Digest, Stamp)> {
-        let wanted = path.as_os_str().as_bytes();
-        let at = search(self.parts.places.1, |at| Some(self.record(at)?.0.cmp(wanted)))?;
-        unchanged(path, self.record(at)?.1)
-    }
-
-    /// Whether no file has changed; `seal` gives what was noted by [`Memo::files`].
-    pub fn files_stand(&self, seal: &(dyn Fn(&Path) -> Option<Digest> + Sync)) -> bool {
-        let count = self.parts.places.1;
-        let stands = |at: usize| {
-            let Some((path, record)) = self.record(at) else { return false };
-            let path = Path::new(std::ffi::OsStr::from_bytes(path));
-            match record[0] {
-                0 => unchanged(path, record).is_some(),
-                _ => seal(path).is_some_and(|now| record.get(1..33) == Some(now.as_bytes())),
-            }
-        };
-        if count <= CHUNK {
-            return (0..count).all(stands);
-        }
-        let chunks = (0..count.div_ceil(CHUNK)).into_par_iter();
-        chunks.all(|n| (n * CHUNK..count.min((n + 1) * CHUNK)).all(stands))
-    }
-
-    /// Whether every entry is there and what it was.
-    pub fn entries_stand(&self) -> bool {
-        let count = self.parts.rows.1;
-        let mut at = 0;
-        while at < count {
-            let n = usize::from(self.row_key(at).as_bytes()[0]);
-            let end = (at..count).find(|&i| usize::from(self.row_key(i).as_bytes()[0]) != n);
-            let end = end.unwrap_or(count);
-            if !self.shard_stands(n) && !(at..end).all(|row| self.entry_stands(row)) {
-                return false;
-            }
-            at = end;
-        }
-        true
-    }
-
-    /// The result of `key` and the stamp of its entry, if that was noted and is what it was.
-    pub fn hit(&self, key: &Key) -> Option<(Hit, Stamp)> {
-        let row = search(self.parts.rows.1, |row| Some(self.row_key(row).cmp(key)))?;
-        let stands = self.shard_stands(usize::from(key.as_bytes()[0])) || self.entry_stands(row);
-        stands.then(|| Some((self.read(row)?, self.row_stamp(row))))?
-    }
-
-    fn shard_stands(&self, n: usize) -> bool {
-        *self.stands[n].get_or_init(|| {
-            let at = self.parts.shards + n * STAMP;
-            let noted = &self.bytes[at..at + STAMP];
-            shard(&self.layout, n).is_some_and(|now| now.bytes() == noted)
-        })
-    }
-
-    fn entry_stands(&self, row: usize) -> bool {
-        let path = self.layout.entry(&self.row_key(row));
-        let meta = fs::symlink_metadata(path);
-        meta.is_ok_and(|meta| Stamp::of(&meta) == self.row_stamp(row))
-    }
-
-    fn row_key(&self, row: usize) -> Key {
-        let at = self.parts.rows.0 + row * ROW;
-        Key::from_bytes(self.bytes[at..at + 32].try_into().expect("32 bytes"))
-    }
-
-    fn row_stamp(&self, row: usize) -> Stamp {
-        let at = self.parts.rows.0 + row * ROW + 32;
-        Stamp::from_bytes(self.bytes[at..at + STAMP].try_into().expect("40 bytes"))
-    }
-
-    fn read(&self, row: usize) -> Option<Hit> {
-        let at = self.parts.rows.0 + row * ROW + 32 + STAMP;
-        let from = self.parts.hits + word(&self.bytes, at);
-        parse(&mut Reader(self.bytes.get(from..)?))
-    }
-
-    /// Path and record of a file.
-    fn record(&self, at: usize) -> Option<(&[u8], &[u8])> {
-        let from = self.parts.files + word(&self.bytes, self.parts.places.0 + 4 * at);
-        let mut reader = Reader(self.bytes.get(from..)?);
-        let len = reader.word()? as usize;
-        let path = reader.take(len)?;
-        (!reader.0.is_empty()).then_some((path, reader.0))
-    }
+/// The first of `texts`, as [`render`] made them.
+pub(crate) fn one_of(texts: &[u8]) -> Option<&[u8]> {
+    let mut rest = Reader(texts);
+    skip(&mut rest)?;
+    Some(&texts[..texts.len() - rest.0.len()])
 }
 
-/// The place of `count` sorted ones that `compare` calls equal.
-fn search(count: usize, compare: impl Fn(usize) -> Option<Ordering>) -> Option<usize> {
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low.midpoint(high);
-        match compare(middle)? {
-            Ordering::Less => low = middle + 1,
-            Ordering::Greater => high = middle,
-            Ordering::Equal => return Some(middle),
+fn skip(from: &mut Reader<'_>) -> Option<()> {
+    from.take(8)?;
+    for _ in 0..from.word()? {
+        for _ in 0..2 {
+            let len = from.word()? as usize;
+            from.take(len)?;
         }
+        from.take(1 + 4 + 1 + 32 + 8)?;
     }
-    None
-}
-
-/// What a record says of the file at `path`, if `stat` says the same now.
-fn unchanged(path: &Path, record: &[u8]) -> Option<(Digest, Stamp)> {
-    if record[0] != 0 {
-        return None;
-    }
-    let noted = Stamp::from_bytes(record.get(1..1 + STAMP)?.try_into().ok()?);
-    let digest = record.get(1 + STAMP..1 + STAMP + 32)?.try_into().ok()?;
-    let now = Stamp::of(&fs::metadata(path).ok()?);
-    (now == noted).then(|| (Digest::from_bytes(digest), noted))
-}
-
-impl Parts {
-    /// Checks the whole and finds its parts.
-    fn of(bytes: &[u8]) -> Option<Parts> {
-        let start = MAGIC.len() + 32;
-        let mut reader = Reader(bytes.strip_prefix(MAGIC)?);
-        let sum: [u8; 32] = reader.take(32)?.try_into().ok()?;
-        let hash = match reader.0.len() {
-            0..1_000_000 => blake3::hash(reader.0),
-            _ => blake3::Hasher::new().update_rayon(reader.0).finalize(),
-        };
-        if *hash.as_bytes() != sum {
-            return None;
-        }
-        let len = reader.0.len();
-        let at = |reader: &Reader<'_>| start + len - reader.0.len();
-        let mut parts = Parts::default();
-        let head = reader.word()? as usize;
-        parts.head = (at(&reader), head);
-        reader.take(head)?;
-        parts.shards = at(&reader);
-        reader.take(SHARDS * STAMP)?;
-        let files = reader.word()? as usize;
-        parts.places = (at(&reader), files);
-        reader.take(4 * files)?;
-        let records = reader.word()? as usize;
-        parts.files = at(&reader);
-        reader.take(records)?;
-        let order = reader.word()? as usize;
-        parts.order = (at(&reader), order);
-        reader.take(4 * order)?;
-        let rows = reader.word()? as usize;
-        parts.rows = (at(&reader), rows);
-        reader.take(ROW * rows)?;
-        parts.hits = at(&reader);
-        Some(parts)
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> usize {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+    Some(())
 }
 
 fn render(hit: &Hit, to: &mut Vec<u8>) {
@@ -411,7 +292,7 @@ fn render(hit: &Hit, to: &mut Vec<u8>) {
     }
 }
 
-fn parse(from: &mut Reader<'_>) -> Option<Hit> {
+pub(crate) fn parse(from: &mut Reader<'_>) -> Option<Hit> {
     let seconds = f64::from_le_bytes(from.take(8)?.try_into().ok()?);
     let count = from.word()?;
     let mut outputs = Vec::new();
@@ -463,7 +344,7 @@ mod tests {
             memo.hit(entry.key, stamp.unwrap(), &Hit::of(&entry));
         }
         let keys: Vec<Key> = entries.iter().map(|entry| entry.key).collect();
-        memo.write(cache, "memo-x", b"head", &keys).unwrap();
+        memo.write(cache, "memo-x", b"head", &keys, None).unwrap();
         cache.recall("memo-x").unwrap()
     }
 
@@ -514,7 +395,7 @@ mod tests {
         let stamp = |path: &Path| Stamp::of(&fs::metadata(path).unwrap());
         assert!(!memo.file(&young, &stamp(&young), &Digest::of(b"young")));
         assert!(memo.file(&old, &stamp(&old), &Digest::of(b"old")));
-        memo.write(&cache, "memo-x", b"", &[]).unwrap();
+        memo.write(&cache, "memo-x", b"", &[], None).unwrap();
         let recalled = cache.recall("memo-x").unwrap();
         assert!(recalled.file(&young).is_none());
         assert_eq!(recalled.file(&old).unwrap().0, Digest::of(b"old"));
@@ -523,7 +404,46 @@ mod tests {
         let times = fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
         fs::File::options().write(true).open(&old).unwrap().set_times(times).unwrap();
         assert!(recalled.file(&old).is_none());
+        assert!(recalled.files_stand(&|_| None), "it asks once");
+        let recalled = cache.recall("memo-x").unwrap();
         assert!(!recalled.files_stand(&|_| None));
+        assert_eq!(recalled.changed(&|_| None), [old.as_os_str()].into());
+    }
+
+    #[test]
+    fn what_is_carried_is_as_if_it_were_noted_again() {
+        let (dir, cache, entries) = cache();
+        let path = |n: usize| dir.path().join(format!("file {n}"));
+        (0..9).for_each(|n| fs::write(path(n), "x").unwrap());
+        std::thread::sleep(crate::stat::RACY + std::time::Duration::from_millis(100));
+        let stamp = |n: usize| Stamp::of(&fs::metadata(path(n)).unwrap());
+        let keys: Vec<Key> = entries.iter().map(|entry| entry.key).collect();
+        // Of the first 30 steps and 6 files in the first run; of all but the first 10 and 3 then.
+        let note =
+            |memo: &mut Memo, steps: std::ops::Range<usize>, files: std::ops::Range<usize>| {
+                for entry in &entries[steps] {
+                    let (entry, stamp) = cache.lookup_stamped(&entry.key).unwrap().unwrap();
+                    memo.hit(entry.key, stamp.unwrap(), &Hit::of(&entry));
+                }
+                files.for_each(|n| assert!(memo.file(&path(n), &stamp(n), &Digest::of(b"x"))));
+            };
+        let mut first = cache.memo();
+        note(&mut first, 0..30, 0..6);
+        first.write(&cache, "memo-x", b"", &keys[..30], None).unwrap();
+        let earlier = cache.recall("memo-x").unwrap();
+        let mut second = Memo::after(&earlier);
+        note(&mut second, 20..40, 5..9);
+        let steps: Vec<bool> = (0..30).map(|n| n >= 10).collect();
+        let mut files = earlier.verdicts(&|_| None).to_vec();
+        assert_eq!(files, [true; 6]);
+        files[..3].fill(false);
+        let carried = Carried { from: &earlier, files: &files, keys: &steps };
+        second.write(&cache, "memo-y", b"", &keys[10..], Some(&carried)).unwrap();
+        let mut anew = Memo::after(&earlier);
+        note(&mut anew, 10..40, 3..9);
+        anew.write(&cache, "memo-z", b"", &keys[10..], None).unwrap();
+        let bytes = |name: &str| fs::read(cache.kept_file(name)).unwrap();
+        assert!(bytes("memo-y") == bytes("memo-z"));
     }
 
     #[test]

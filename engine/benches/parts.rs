@@ -179,7 +179,7 @@ fn lookup_memo(bencher: Bencher, count: usize) {
         let (entry, stamp) = place.cache.lookup_stamped(key).unwrap().unwrap();
         memo.hit(*key, stamp.unwrap(), &Hit::of(&entry));
     }
-    memo.write(&place.cache, "memo-bench", b"", &keys).unwrap();
+    memo.write(&place.cache, "memo-bench", b"", &keys, None).unwrap();
     bencher.bench_local(|| {
         let recalled = place.cache.recall("memo-bench").unwrap();
         keys.iter().filter(|key| recalled.hit(key).is_some()).count()

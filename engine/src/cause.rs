@@ -2,12 +2,14 @@
 //! bytes and the bytes of now.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
-use cache::{Cache, Digest, Entry};
+use cache::{Digest, Entry};
 
 use crate::forecast::Forecast;
 use crate::key::{Difference, PreImage, differences};
 use crate::plan::{Plan, Source};
+use crate::recents::{Recent, Recents};
 
 /// Results of a stage that are looked at for the earlier bytes.
 const RECENT: usize = 200;
@@ -28,7 +30,7 @@ pub struct Cause {
 pub fn behind(
     plan: &Plan,
     found: &HashMap<usize, Forecast>,
-    cache: &Cache,
+    recents: &Recents<'_>,
     step: usize,
     difference: &Difference,
 ) -> Vec<Cause> {
@@ -45,10 +47,10 @@ pub fn behind(
         if same || !seen.insert(*upstream) || causes.len() == MOST {
             continue;
         }
-        let then = then(plan, cache, *upstream, now, port, &earlier);
+        let then = then(plan, recents, *upstream, now, port, &earlier);
         let differences = then.and_then(|then| {
-            let (old, new) = (PreImage::parse(&then.preimage)?, PreImage::parse(&now.preimage)?);
-            Some(differences(&old, &new))
+            let new = PreImage::parse(&now.preimage)?;
+            Some(differences(then.image.as_ref()?, &new))
         });
         causes.push(Cause { step: *upstream, differences: differences.unwrap_or_default() });
     }
@@ -58,16 +60,17 @@ pub fn behind(
 /// The result of `step`'s stage that made the earlier bytes: of the step itself if there is one.
 fn then(
     plan: &Plan,
-    cache: &Cache,
+    recents: &Recents<'_>,
     step: usize,
     now: &Entry,
     port: &str,
     earlier: &HashSet<Digest>,
-) -> Option<Entry> {
+) -> Option<Rc<Recent>> {
     let step = &plan.steps[step];
-    let made = |entry: &Entry| {
+    let made = |recent: &Rc<Recent>| {
+        let entry = &recent.entry;
         let mut outputs = entry.outputs.iter().filter(|output| output.port == port);
         entry.key != now.key && outputs.any(|output| earlier.contains(&output.digest))
     };
-    cache.recent(&step.stage, &step.name, RECENT).into_iter().find(made)
+    recents.of(&step.stage, &step.name, RECENT).into_iter().find(made)
 }

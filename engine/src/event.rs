@@ -37,10 +37,14 @@ pub enum Event {
         /// The artifacts.
         outputs: Vec<Output>,
     },
-    /// Every step is a hit, found or made by an earlier run whose events lie beside these.
+    /// Every step is a hit, found or made by an earlier run whose events lie beside these; but some,
+    /// of which events of their own tell.
     Unchanged {
         /// Id of that run.
         run: String,
+        /// Positions in the plan of those that are not as in that run, sorted.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        but: Vec<usize>,
     },
     /// Another process works on the same key.
     Waiting {

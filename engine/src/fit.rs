@@ -1,17 +1,17 @@
-//! What cannot fit a machine, told before anything runs. Pure but for one question to the cache.
+//! What cannot fit a machine, told before anything runs. Pure but for one question to earlier results.
 //!
 //! Only amounts that no run stays below are compared, and only of steps that are certain to run: what
 //! would have run is never refused.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
-use cache::Cache;
 use serde::Serialize;
 
 use crate::estimate::Estimate;
 use crate::forecast::Forecast;
-use crate::key::PreImage;
 use crate::plan::{Plan, Step};
+use crate::recents::{Recent, Recents};
 
 /// Results of a stage that are looked at for one that a step may be cut off by.
 const RECENT: usize = 500;
@@ -86,7 +86,7 @@ pub fn refusals(
 pub fn certain(
     plan: &Plan,
     found: &HashMap<usize, Forecast>,
-    cache: &Cache,
+    recents: &Recents<'_>,
     version: &dyn Fn(&Step) -> Option<u32>,
     step: usize,
 ) -> bool {
@@ -94,9 +94,9 @@ pub fn certain(
     match found.get(&step) {
         Some(Forecast::Runs { .. }) => true,
         Some(Forecast::Unknown { .. } | Forecast::Fetches { .. }) if planned.cache => {
-            let entries = cache.recent(&planned.stage, &planned.name, RECENT);
-            let same = |entry: &cache::Entry| {
-                PreImage::parse(&entry.preimage).is_none_or(|image| {
+            let entries = recents.of(&planned.stage, &planned.name, RECENT);
+            let same = |recent: &Rc<Recent>| {
+                recent.image.as_ref().is_none_or(|image| {
                     image.params == planned.params && Some(image.version) == version(planned)
                 })
             };

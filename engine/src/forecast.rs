@@ -1,14 +1,16 @@
 //! What a run would do, and why: the same keys and lookups as a run, nothing executed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use cache::{Cache, Entry, Key};
 
 use crate::hub;
 use crate::inputs::Fetched;
-use crate::key::{Difference, PreImage, differences};
+use crate::key::{self, Difference, PreImage, differences};
 use crate::lookup::{self, Inputs};
 use crate::plan::Plan;
+use crate::recents::Recents;
 use crate::stage::Registry;
 
 /// What would happen to one step.
@@ -53,7 +55,7 @@ pub enum Reason {
     /// The nearest earlier entry and all that differs from it.
     Changed {
         /// The earlier entry.
-        nearest: Box<Entry>,
+        nearest: Arc<Entry>,
         /// The differences, never empty.
         differences: Vec<Difference>,
     },
@@ -83,18 +85,19 @@ pub fn forecast(
     cache: &Cache,
     hub: &hub::Settings,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
-    forecast_seen(plan, steps, registry, cache, &see(plan, steps, cache, hub), true)
+    let (seen, recents) = (see(plan, steps, cache, hub), Recents::new(cache));
+    forecast_seen(plan, steps, registry, cache, &seen, Some(&recents))
 }
 
-/// The same for whoever has looked. Without `reasons`, which cost many reads, whatever runs is said
-/// to be the first of its kind.
+/// The same for whoever has looked. Without `reasons`, earlier results to compare with, which cost
+/// many reads, whatever runs is said to be the first of its kind.
 pub fn forecast_seen(
     plan: &Plan,
     steps: &[usize],
     registry: Registry,
     cache: &Cache,
     Seen { files, hub }: &Seen,
-    reasons: bool,
+    reasons: Option<&Recents<'_>>,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
     let mut found: HashMap<usize, Forecast> = HashMap::new();
     for &step in steps {
@@ -130,7 +133,7 @@ fn look_up(
     step: usize,
     image: &PreImage,
     cache: &Cache,
-    reasons: bool,
+    reasons: Option<&Recents<'_>>,
 ) -> anyhow::Result<Forecast> {
     let key = image.key();
     if !plan.steps[step].cache {
@@ -139,9 +142,9 @@ fn look_up(
     if let Some(entry) = cache.lookup(&key)? {
         return Ok(Forecast::Cached { entry: Box::new(entry) });
     }
-    let earlier = reasons.then(|| nearest(cache, &plan.steps[step].name, image, &key)).flatten();
+    let earlier = reasons.and_then(|recents| nearest(recents, &plan.steps[step].name, image, &key));
     let reason = match earlier {
-        Some((nearest, differences)) => Reason::Changed { nearest: Box::new(nearest), differences },
+        Some((nearest, differences)) => Reason::Changed { nearest, differences },
         None => Reason::First,
     };
     Ok(Forecast::Runs { key, reason })
@@ -150,20 +153,27 @@ fn look_up(
 /// The earlier entry of the same stage that differs least: first among those of a step of the same
 /// name, then among all; ties go to the newest.
 pub fn nearest(
-    cache: &Cache,
+    recents: &Recents<'_>,
     name: &str,
     image: &PreImage,
     key: &Key,
-) -> Option<(Entry, Vec<Difference>)> {
-    let compare = |entry: Entry| {
-        let differences = differences(&PreImage::parse(&entry.preimage)?, image);
-        (entry.key != *key && !differences.is_empty()).then_some((entry, differences))
+) -> Option<(Arc<Entry>, Vec<Difference>)> {
+    let all = recents.of(&image.stage, name, 200);
+    let of = |wanted: bool| {
+        let (mut least, mut best) = (usize::MAX, None);
+        for recent in &all {
+            let same = recent.entry.provenance["step"] == name;
+            let Some(old) = recent.image.as_ref().filter(|_| same == wanted) else { continue };
+            let count = key::count(old, image, least);
+            if count > 0 && count < least && recent.entry.key != *key {
+                (least, best) = (count, Some(recent));
+            }
+            if least == 1 {
+                break;
+            }
+        }
+        let recent = best?;
+        Some((recent.entry.clone(), differences(recent.image.as_ref()?, image)))
     };
-    let of = |wanted: bool, entries: &[Entry]| {
-        let same = |entry: &&Entry| (entry.provenance["step"] == name) == wanted;
-        let found = entries.iter().filter(same).cloned().filter_map(compare);
-        found.min_by_key(|(_, differences)| differences.len())
-    };
-    let entries = cache.recent(&image.stage, name, 200);
-    of(true, &entries).or_else(|| of(false, &entries))
+    of(true).or_else(|| of(false))
 }

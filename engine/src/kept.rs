@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::inputs;
 use crate::lookup;
 use crate::plan::{Plan, kept};
+use crate::repeat::Earlier;
 use crate::spec::Loaded;
 
 /// Shorter plans are made as fast as they are read.
@@ -69,8 +70,14 @@ pub fn keep(cache: &Cache, name: &str, loaded: &Loaded, gpus: Option<String>, re
 }
 
 /// What was kept under `name`, if making it anew would give the same. `gpus` tells those that there
-/// are.
-pub fn load(cache: &Cache, name: &str, gpus: &dyn Fn() -> String) -> Option<Kept> {
+/// are; of the files that the plan names, those are not asked again that the last run (`earlier`)
+/// had, if its plan was this.
+pub fn load(
+    cache: &Cache,
+    name: &str,
+    gpus: &dyn Fn() -> String,
+    earlier: Option<&Earlier>,
+) -> Option<Kept> {
     let bytes = fs::read(cache.kept_file(&file(name))).ok()?;
     let (len, rest) = bytes.split_first_chunk::<8>()?;
     let (sum, rest) = rest.split_first_chunk::<32>()?;
@@ -91,7 +98,8 @@ pub fn load(cache: &Cache, name: &str, gpus: &dyn Fn() -> String) -> Option<Kept
         return None;
     }
     let plan = kept::parse(plan)?;
-    if !all_there(&plan) {
+    let earlier = earlier.filter(|earlier| earlier.head.plan.as_ref() == Some(&origin.record));
+    if !all_there(&plan, earlier) {
         return None;
     }
     let Origin { params, profiles, executor, record, .. } = origin;
@@ -100,10 +108,13 @@ pub fn load(cache: &Cache, name: &str, gpus: &dyn Fn() -> String) -> Option<Kept
 }
 
 /// Whether every path that the plan names stands for something: else planning would complain.
-fn all_there(plan: &Plan) -> bool {
+fn all_there(plan: &Plan, earlier: Option<&Earlier>) -> bool {
     let ports = plan.steps.iter().flat_map(|step| &step.inputs);
-    let sources = ports.flat_map(|port| &port.sources);
-    let paths: HashSet<&OsStr> = sources.filter_map(lookup::path).collect();
+    let paths = ports.flat_map(|port| &port.sources).filter_map(lookup::path);
+    let paths: HashSet<&OsStr> = match earlier.map(Earlier::changed) {
+        Some(changed) => paths.filter(|path| changed.contains(path)).collect(),
+        None => paths.collect(),
+    };
     let paths: Vec<&OsStr> = paths.into_iter().collect();
     paths.into_par_iter().with_min_len(64).all(|path| inputs::find(Path::new(path)).is_ok())
 }

@@ -144,6 +144,37 @@ fn params(name: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<
     found.push(Difference::Param { name: name.into(), old: old.cloned(), new: new.cloned() });
 }
 
+/// How many differences [`differences`] finds, made without them; not counted beyond `most`.
+pub fn count(old: &PreImage, new: &PreImage, most: usize) -> usize {
+    let mut found = usize::from(old.stage != new.stage);
+    found += usize::from((old.version, old.format) != (new.version, new.format));
+    let gone =
+        old.inputs.iter().filter(|(port, ids)| !ids.is_empty() && !new.inputs.contains_key(*port));
+    let other = new.inputs.iter().filter(|(port, ids)| match old.inputs.get(*port) {
+        Some(old) => old != *ids,
+        None => !ids.is_empty(),
+    });
+    found += gone.count() + other.count();
+    if found < most {
+        found += count_params(Some(&old.params), Some(&new.params), most - found);
+    }
+    found
+}
+
+fn count_params(old: Option<&Value>, new: Option<&Value>, most: usize) -> usize {
+    let (Some(Value::Object(a)), Some(Value::Object(b))) = (old, new) else {
+        return usize::from(old != new);
+    };
+    let mut found = 0;
+    for (name, old) in a {
+        found += count_params(Some(old), b.get(name), most.saturating_sub(found));
+        if found >= most {
+            return found;
+        }
+    }
+    found + b.keys().filter(|name| !a.contains_key(*name)).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +198,48 @@ mod tests {
         edit(&mut new);
         assert_ne!(image().key(), new.key());
         differences(&image(), &new)
+    }
+
+    proptest! {
+        #[test]
+        fn differences_are_counted_as_they_are_found(
+            lr in 0..3u8, warm in 0..3u8, more in 0..3u8, digest in 0..3u8, port in 0..3u8, version in 1..3u32,
+        ) {
+            let mut new = image();
+            new.version = version;
+            match lr {
+                0 => {}
+                1 => new.params["lr"] = json!(1),
+                _ => drop(new.params.as_object_mut().unwrap().remove("lr")),
+            }
+            match warm {
+                0 => {}
+                1 => new.params["schedule"]["warmup"] = json!(null),
+                _ => new.params["schedule"] = json!({ "other": [1] }),
+            }
+            match more {
+                0 => {}
+                1 => new.params["more"] = json!({ "a": 1, "b": {} }),
+                _ => new.params["layers"] = json!({}),
+            }
+            match digest {
+                0 => {}
+                1 => new.inputs.get_mut("model").unwrap()[0].index = None,
+                _ => drop(new.inputs.insert("model".into(), Vec::new())),
+            }
+            match port {
+                0 => {}
+                1 => drop(new.inputs.insert("empty".into(), Vec::new())),
+                _ => new.inputs = [("other".to_string(), new.inputs["model"].clone())].into(),
+            }
+            for (old, new) in [(&image(), &new), (&new, &image())] {
+                let found = differences(old, new).len();
+                prop_assert_eq!(count(old, new, usize::MAX), found);
+                for most in 0..4 {
+                    prop_assert_eq!(count(old, new, most).min(most), found.min(most));
+                }
+            }
+        }
     }
 
     #[test]

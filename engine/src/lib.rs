@@ -34,6 +34,7 @@ mod places;
 pub mod plan;
 pub mod pool;
 pub mod price;
+pub mod recents;
 pub mod repeat;
 pub mod report;
 pub mod roots;

@@ -6,10 +6,12 @@
 //! it would end. The memo is a copy of what can be found again, and is never the truth: anything
 //! that is not exactly as noted, or younger than a clock can tell, makes the run an ordinary one.
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cache::{Cache, Digest};
+use cache::{Cache, Digest, Recalled};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Summary};
@@ -38,6 +40,32 @@ pub struct Head {
     pub saved_s: f64,
     /// The GPUs that planning looked at, if it did.
     pub gpus: Option<String>,
+    /// The run whose events tell every step but those in `but`, as they were to this one.
+    pub base: String,
+    /// Steps that were something else to this run.
+    pub but: Vec<usize>,
+}
+
+/// What an earlier run that asked the same left.
+#[derive(Debug)]
+pub struct Earlier {
+    /// What it says of itself.
+    pub head: Head,
+    /// What it found.
+    pub recalled: Recalled,
+}
+
+impl Earlier {
+    /// Reads back what the last run called `name` left.
+    pub fn read(cache: &Cache, name: &str) -> Option<Earlier> {
+        let recalled = cache.recall(&file(name))?;
+        Some(Earlier { head: Head::of(recalled.head())?, recalled })
+    }
+
+    /// Files and patterns that are not what they were; whatever else it looked at is.
+    pub fn changed(&self) -> HashSet<&OsStr> {
+        self.recalled.changed(&inputs::seal)
+    }
 }
 
 impl Head {
@@ -78,22 +106,21 @@ pub struct Repeated {
     pub dir: PathBuf,
 }
 
-/// Records the run that asks what the memo `name` is of, if nothing has changed since; `None` when
-/// it is to be run. `gpus` tells those that planning would look at.
+/// Records the run that asks what `earlier` did, if nothing has changed since; `None` when it is to
+/// be run. `gpus` tells those that planning would look at.
 ///
 /// # Errors
 /// When the record cannot be written.
 pub fn repeat(
     cache: &Cache,
-    name: &str,
+    Earlier { head, recalled }: &Earlier,
     gpus: &dyn Fn() -> String,
     asked: Asked,
     (build, jobs): (&str, usize),
 ) -> Result<Option<Repeated>> {
     let started = std::time::Instant::now();
-    let Some(recalled) = cache.recall(&file(name)) else { return Ok(None) };
-    let Some(head) = Head::of(recalled.head()).filter(|head| head.whole) else { return Ok(None) };
-    let same = !is_old(head.used_s)
+    let same = head.whole
+        && !is_old(head.used_s)
         && recalled.len() == head.cached
         && head.gpus.as_ref().is_none_or(|noted| *noted == gpus())
         && recalled.entries_stand()
@@ -101,6 +128,14 @@ pub fn repeat(
     if !same {
         return Ok(None);
     }
+    // Before a record is begun: what the events of the base do not tell.
+    let hit = |&step: &usize| {
+        let (key, hit) = recalled.hit_at(step)?;
+        Some(Event::Cached { step, key, saved_s: hit.seconds, outputs: hit.outputs })
+    };
+    let Some(others) = head.but.iter().map(hit).collect::<Option<Vec<Event>>>() else {
+        return Ok(None);
+    };
     let earlier = cache.runs_dir().join(&head.record);
     let Some(mut record) = Record::repeat(cache, &earlier, &head.pipeline, asked, build)? else {
         return Ok(None);
@@ -112,7 +147,10 @@ pub fn repeat(
         ..Summary::default()
     };
     record.write(&Event::Started { steps: head.cached, jobs })?;
-    record.write(&Event::Unchanged { run: head.record })?;
+    record.write(&Event::Unchanged { run: head.base.clone(), but: head.but.clone() })?;
+    for event in others {
+        record.write(&event)?;
+    }
     record.write(&Event::Ended { summary: summary.clone() })?;
     Ok(Some(Repeated { summary, dir: record.dir.clone() }))
 }

@@ -90,16 +90,23 @@ struct Line {
 
 #[derive(Deserialize)]
 struct Fact {
+    step: Option<usize>,
     key: Option<Key>,
     saved_s: Option<f64>,
+    /// Steps that are not as in the run whose events lie beside.
+    #[serde(default)]
+    but: Vec<usize>,
 }
 
-/// Events with a key, and those of the run that this one repeats; a torn last line is none.
+/// Events with a key, and those of the run that this one repeats, as far as it does; a torn last line
+/// is none.
 fn facts(dir: &Path) -> Result<Vec<Fact>> {
-    let mut facts = Vec::new();
-    for name in [UNCHANGED, EVENTS] {
-        facts_of(&dir.join(name), &mut facts)?;
-    }
+    let (mut facts, mut earlier) = (Vec::new(), Vec::new());
+    facts_of(&dir.join(EVENTS), &mut facts)?;
+    facts_of(&dir.join(UNCHANGED), &mut earlier)?;
+    let but: BTreeSet<usize> = facts.iter().flat_map(|fact| &fact.but).copied().collect();
+    let same = |fact: &Fact| fact.step.is_none_or(|step| !but.contains(&step));
+    facts.extend(earlier.into_iter().filter(same));
     Ok(facts)
 }
 
@@ -108,7 +115,7 @@ fn facts_of(path: &Path, facts: &mut Vec<Fact>) -> Result<()> {
     for line in BufReader::new(file).split(b'\n') {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
         // Most lines are progress: they are not parsed.
-        if line.windows(6).any(|part| part == b"\"key\":") {
+        if line.windows(6).any(|part| part == b"\"key\":" || part == b"\"but\":") {
             facts.extend(serde_json::from_slice::<Line>(&line).ok().map(|line| line.e));
         }
     }
@@ -140,6 +147,22 @@ mod tests {
         format!(
             r#"{{"t":0.1,"e":{{"kind":"cached","step":0,"key":"{key}","saved_s":2.5,"outputs":[]}}}}"#
         )
+    }
+
+    #[test]
+    fn what_is_not_as_in_the_earlier_run_keeps_its_own_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("c")).unwrap();
+        let keys: Vec<Key> = (0..3u8).map(|i| Key::of(&[i])).collect();
+        let step =
+            |n: usize, key: &Key| cached(key).replace("\"step\":0", &format!("\"step\":{n}"));
+        let unchanged = r#"{"t":0.1,"e":{"kind":"unchanged","run":"0","but":[1]}}"#;
+        record(&cache, "1", "/a", 1.0, &format!("{unchanged}\n{}", step(1, &keys[2])));
+        let earlier = format!("{}\n{}", step(0, &keys[0]), step(1, &keys[1]));
+        fs::write(cache.runs_dir().join("1").join(UNCHANGED), earlier).unwrap();
+        let mut wanted = vec![keys[0], keys[2]];
+        wanted.sort();
+        assert_eq!(of_runs(&cache, 1).unwrap().kept[0].keys, wanted);
     }
 
     #[test]

@@ -119,16 +119,12 @@ impl Record {
         let mut linked = 0;
         for item in items.flatten() {
             let name = item.file_name().to_string_lossy().into_owned();
-            let to = match &*name {
-                PLAN => PLAN,
-                EVENTS => UNCHANGED,
-                name if name.starts_with("source-") => name,
-                _ => continue,
-            };
-            let done = fs::hard_link(item.path(), dir.join(to)).is_ok();
-            linked += usize::from(done && matches!(to, PLAN | UNCHANGED));
+            if name == PLAN || name.starts_with("source-") {
+                let done = fs::hard_link(item.path(), dir.join(&name)).is_ok();
+                linked += usize::from(done && name == PLAN);
+            }
         }
-        if linked < 2 {
+        if linked == 0 || !link_events(earlier, &dir) {
             let _ = fs::remove_dir_all(&dir);
             return Ok(None);
         }
@@ -160,6 +156,16 @@ impl Record {
             self.flushed = Instant::now();
         }
         Ok(t)
+    }
+}
+
+/// Puts the events of the run in `earlier`, or of the one that it names itself, beside those of the
+/// run in `dir`, which names that run; `false` if they are not there.
+pub fn link_events(earlier: &Path, dir: &Path) -> bool {
+    let link = |name: &str| fs::hard_link(earlier.join(name), dir.join(UNCHANGED)).is_ok();
+    match earlier.join(UNCHANGED).exists() {
+        true => link(UNCHANGED),
+        false => link(EVENTS),
     }
 }
 
@@ -244,9 +250,9 @@ impl Past {
         for stamped in lines(&dir.join(EVENTS)) {
             match stamped.event {
                 // As if they had been found one by one.
-                Event::Unchanged { .. } => {
+                Event::Unchanged { but, .. } => {
                     let earlier = lines(&dir.join(UNCHANGED));
-                    let hits = earlier.filter_map(|e| hit_now(e.event));
+                    let hits = earlier.filter_map(|e| hit_now(e.event, &but));
                     events.extend(hits.map(|event| Stamped { t: stamped.t, event }));
                 }
                 _ => events.push(stamped),
@@ -256,9 +262,15 @@ impl Past {
     }
 }
 
-/// What an event of an earlier run is to one that finds what that one found or made.
-fn hit_now(event: Event) -> Option<Event> {
+/// What an event of an earlier run is to one that finds what that one found or made, of all steps
+/// but some (sorted).
+fn hit_now(event: Event, but: &[usize]) -> Option<Event> {
     match event {
+        Event::Finished { step, .. } | Event::Cached { step, .. }
+            if but.binary_search(&step).is_ok() =>
+        {
+            None
+        }
         Event::Finished { step, key, seconds: saved_s, outputs } => {
             Some(Event::Cached { step, key, saved_s, outputs })
         }

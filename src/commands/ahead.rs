@@ -10,6 +10,7 @@ use engine::forecast::Seen;
 use engine::lookup;
 use engine::plan::{Plan, Step};
 use engine::price;
+use engine::recents::Recents;
 
 use super::priced;
 use crate::out::{self, duration};
@@ -36,7 +37,8 @@ pub fn look(
     let seen = Seen { files: lookup::user_files(plan, &steps, cache), hub: Default::default() };
     let forced = |step: usize| options.force.contains(&step);
     let wanted = priced::Wanted { reasons: false, times: seconds.is_some() };
-    let priced = priced::priced(plan, &steps, cache, &seen, &forced, wanted)?;
+    let priced =
+        priced::priced(plan, &steps, (cache, &seen), &Recents::new(cache), &forced, wanted)?;
     let mine = |step: usize| options.only.is_none_or(|only| only == step);
     let refused: Vec<String> = priced
         .refusals

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use cache::Cache;
 use engine::cause;
 use engine::forecast::{Forecast, Reason};
 use engine::key::{Difference, InputId};
 use engine::plan::{Place, Plan, Source, Step};
+use engine::recents::Recents;
 use serde_json::{Value, json};
 
 use crate::out::clean;
@@ -201,27 +201,27 @@ const DEPTH: usize = 12;
 pub fn causes(
     plan: &Plan,
     found: &HashMap<usize, Forecast>,
-    cache: &Cache,
+    recents: &Recents<'_>,
     step: usize,
 ) -> Vec<Value> {
     let Some(Forecast::Runs { reason: Reason::Changed { differences, .. }, .. }) = found.get(&step)
     else {
         return Vec::new();
     };
-    behind(plan, found, cache, (step, differences), &mut Vec::new())
+    behind(plan, found, recents, (step, differences), &mut Vec::new())
 }
 
 /// The same behind `differences` of a step; each step is told once (`told`).
 pub fn behind(
     plan: &Plan,
     found: &HashMap<usize, Forecast>,
-    cache: &Cache,
+    recents: &Recents<'_>,
     (step, differences): (usize, &[Difference]),
     told: &mut Vec<usize>,
 ) -> Vec<Value> {
     let mut all = Vec::new();
     for one in differences {
-        for cause in cause::behind(plan, found, cache, step, one) {
+        for cause in cause::behind(plan, found, recents, step, one) {
             if told.len() >= DEPTH || told.contains(&cause.step) {
                 continue;
             }
@@ -233,7 +233,7 @@ pub fn behind(
                 "differences": cause.differences,
                 "because": words,
             });
-            let upstream = behind(plan, found, cache, (cause.step, &cause.differences), told);
+            let upstream = behind(plan, found, recents, (cause.step, &cause.differences), told);
             if !upstream.is_empty() {
                 object["causes"] = upstream.into();
             }

@@ -8,6 +8,7 @@ use engine::estimate::Estimate;
 use engine::forecast::{self, Forecast, Reason};
 use engine::plan::Plan;
 use engine::price::Total;
+use engine::recents::Recents;
 use serde_json::{Value, json};
 
 use super::forecast::{causes, device, difference, state, to_json};
@@ -23,7 +24,8 @@ pub fn plan(args: cli::Plan) -> Result<ExitCode> {
     let steps: Vec<usize> = (0..plan.steps.len()).collect();
     let seen = forecast::see(plan, &steps, &cache, &super::hub());
     let wanted = Wanted { reasons: true, times: true };
-    let priced = priced::priced(plan, &steps, &cache, &seen, &|_| false, wanted)?;
+    let recents = Recents::new(&cache);
+    let priced = priced::priced(plan, &steps, (&cache, &seen), &recents, &|_| false, wanted)?;
     let broken = priced.found.values().any(|f| matches!(f, Forecast::Broken { .. }));
     let wrong = broken || !priced.refusals.is_empty();
     let code = if wrong { ExitCode::from(2) } else { ExitCode::SUCCESS };
@@ -33,7 +35,7 @@ pub fn plan(args: cli::Plan) -> Result<ExitCode> {
     let sums = Sums::new(plan, &open, &priced.estimates);
     match args.json {
         true => {
-            out::line(serde_json::to_string_pretty(&whole(plan, &cache, &priced, &total, &sums))?)
+            out::line(serde_json::to_string_pretty(&whole(plan, &recents, &priced, &total, &sums))?)
         }
         false => tell(plan, &priced, &total, &sums),
     }
@@ -94,10 +96,10 @@ fn short(flops: f64) -> String {
     format!("{value:.1} {}", units[unit])
 }
 
-fn whole(plan: &Plan, cache: &cache::Cache, priced: &Priced, total: &Total, sums: &Sums) -> Value {
+fn whole(plan: &Plan, recents: &Recents<'_>, priced: &Priced, total: &Total, sums: &Sums) -> Value {
     let one = |step: usize| {
         let mut object = to_json(plan, step, &priced.found[&step]);
-        let found = causes(plan, &priced.found, cache, step);
+        let found = causes(plan, &priced.found, recents, step);
         if !found.is_empty() {
             object["causes"] = found.into();
         }

@@ -11,6 +11,7 @@ use engine::fit::{self, Machine, Refusal, What};
 use engine::forecast::{self, Forecast, Seen};
 use engine::plan::{Plan, Step};
 use engine::price::{self, Total};
+use engine::recents::Recents;
 use engine::stage::Cpu;
 
 use crate::machine;
@@ -39,13 +40,14 @@ pub struct Wanted {
 pub fn priced(
     plan: &Plan,
     steps: &[usize],
-    cache: &Cache,
-    seen: &Seen,
+    (cache, seen): (&Cache, &Seen),
+    recents: &Recents<'_>,
     forced: &dyn Fn(usize) -> bool,
     wanted: Wanted,
 ) -> Result<Priced> {
     let registry = super::REGISTRY;
-    let found = forecast::forecast_seen(plan, steps, registry, cache, seen, wanted.reasons)?;
+    let reasons = wanted.reasons.then_some(recents);
+    let found = forecast::forecast_seen(plan, steps, registry, cache, seen, reasons)?;
     let about = |name: &str, path: &std::path::Path| {
         ::stages::costs::describe(name, path).map(|about| about.value())
     };
@@ -61,7 +63,7 @@ pub fn priced(
     };
     let estimates = estimator.estimates(steps, forced);
     let version = |step: &Step| super::REGISTRY.get(&step.stage).map(|stage| stage.version);
-    let certain = |step: usize| forced(step) || fit::certain(plan, &found, cache, &version, step);
+    let certain = |step: usize| forced(step) || fit::certain(plan, &found, recents, &version, step);
     let refusals = fit::refusals(&estimates, &machine(cache), &certain);
     Ok(Priced { found, estimates, refusals })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
@@ -9,6 +10,7 @@ use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Options, Outcome, Setting};
 use engine::plan::Plan;
 use engine::pool::{Crew, Launcher};
+use engine::repeat::Earlier;
 use engine::run::{Asked, Past, Record};
 use engine::spec::Loaded;
 
@@ -34,13 +36,17 @@ pub fn run(args: Run) -> Result<ExitCode> {
     }
     let memo = unchanged::memo(&args)?;
     let early = unchanged::cache(&args)?;
-    if repeated(&args, early.as_ref(), memo.as_deref())? {
+    let earlier = unchanged::earlier(&args, early.as_ref(), memo.as_deref()).map(Arc::new);
+    if repeated(&args, early.as_ref(), earlier.as_deref())? {
         return Ok(ExitCode::SUCCESS);
     }
     let slurm = super::slurm::prepare(&args)?;
-    let kept = (early.as_ref(), memo.as_deref());
-    let (loaded, like) = load(&args, slurm.as_ref(), kept)?;
-    let mut options = Options { plan_of: like.clone(), ..options(&args, memo.clone(), &loaded)? };
+    let (loaded, like) = match &slurm {
+        Some(slurm) => (super::load_for(args.file.as_deref(), &args.settings, slurm.gpus())?, None),
+        None => unchanged::load(&args, early.as_ref(), memo.as_deref(), earlier.as_deref())?,
+    };
+    let mut options = options(&args, memo.clone(), &loaded)?;
+    (options.plan_of, options.earlier) = (like.clone(), earlier);
     let cache = match early {
         Some(cache) => cache,
         None => super::open_cache(args.settings.cache.as_deref())?,
@@ -118,27 +124,12 @@ fn last_words(
 }
 
 /// Whether there was nothing to do, which then is told and recorded.
-fn repeated(args: &Run, cache: Option<&cache::Cache>, memo: Option<&str>) -> Result<bool> {
-    let (Some(cache), Some(name), false) = (cache, memo, args.paranoid) else { return Ok(false) };
-    let Some(summary) = unchanged::repeat(args, cache, name)? else { return Ok(false) };
+fn repeated(args: &Run, cache: Option<&cache::Cache>, earlier: Option<&Earlier>) -> Result<bool> {
+    let Some((cache, earlier)) = cache.zip(earlier) else { return Ok(false) };
+    let Some(summary) = unchanged::repeat(args, cache, earlier)? else { return Ok(false) };
     let mut console = Console::new(&Plan::default(), (args.quiet, args.json), Vec::new, &[]);
     console.last_line(&summary);
     Ok(true)
-}
-
-/// The pipeline, for the GPUs of here or of the cluster, and the record in which its plan lies if an
-/// earlier run made it.
-fn load(
-    args: &Run,
-    slurm: Option<&Slurmed>,
-    (cache, memo): (Option<&cache::Cache>, Option<&str>),
-) -> Result<(Loaded, Option<String>)> {
-    match slurm {
-        Some(slurm) => {
-            Ok((super::load_for(args.file.as_deref(), &args.settings, slurm.gpus())?, None))
-        }
-        None => unchanged::load(args, cache, memo),
-    }
 }
 
 /// Who runs the steps.

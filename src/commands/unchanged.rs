@@ -7,6 +7,7 @@ use ::cache::Cache;
 use anyhow::Result;
 use engine::event::Summary;
 use engine::plan::{Plan, Step};
+use engine::repeat::Earlier;
 use engine::run::{Asked, Record};
 use engine::spec::Loaded;
 use engine::{kept, repeat};
@@ -57,10 +58,16 @@ pub fn cache(args: &Run) -> Result<Option<Cache>> {
     Ok(there.then(|| super::open_cache(wanted).ok()).flatten())
 }
 
-/// Totals of the run called `name`, if it has nothing to do; then it is recorded.
-pub fn repeat(args: &Run, cache: &Cache, name: &str) -> Result<Option<Summary>> {
+/// What the last run called `name` left, unless nothing is to be taken from it.
+pub fn earlier(args: &Run, cache: Option<&Cache>, name: Option<&str>) -> Option<Earlier> {
+    let (cache, name) = cache.zip(name).filter(|_| !args.paranoid)?;
+    Earlier::read(cache, name)
+}
+
+/// Totals of a run that has nothing to do, if it is one; then it is recorded.
+pub fn repeat(args: &Run, cache: &Cache, earlier: &Earlier) -> Result<Option<Summary>> {
     let jobs = args.jobs.map_or_else(threads, |jobs| jobs as usize);
-    let repeated = repeat::repeat(cache, name, &gpus, asked(args)?, (super::BUILD, jobs))?;
+    let repeated = repeat::repeat(cache, earlier, &gpus, asked(args)?, (super::BUILD, jobs))?;
     Ok(repeated.map(|repeated| repeated.summary))
 }
 
@@ -69,9 +76,10 @@ pub fn load(
     args: &Run,
     cache: Option<&Cache>,
     name: Option<&str>,
+    earlier: Option<&Earlier>,
 ) -> Result<(Loaded, Option<String>)> {
     let kept = cache.zip(name).filter(|_| !args.paranoid);
-    match kept.and_then(|(cache, name)| kept::load(cache, name, &gpus)) {
+    match kept.and_then(|(cache, name)| kept::load(cache, name, &gpus, earlier)) {
         Some(kept) => Ok((kept.loaded, Some(kept.record))),
         None => Ok((super::load(args.file.as_deref(), &args.settings)?, None)),
     }

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
-use cache::Cache;
 use engine::cause;
 use engine::executor::Options;
 use engine::forecast::{self, Forecast, Reason};
 use engine::key::{Difference, PreImage};
 use engine::plan::Plan;
+use engine::recents::Recents;
 
 use super::forecast::{at, causes, difference, fetches, to_json};
 use crate::cli::OfStep;
@@ -21,18 +22,21 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
     let plan = &loaded.plan;
     let step = super::one_step(&loaded, &args.step)?;
     let steps = Options { only: Some(step), ..Options::default() }.selection(plan);
-    let found = forecast::forecast(plan, &steps, super::REGISTRY, &cache, &super::hub())?;
+    let recents = Recents::new(&cache);
+    let seen = forecast::see(plan, &steps, &cache, &super::hub());
+    let reasons = Some(&recents);
+    let found = forecast::forecast_seen(plan, &steps, super::REGISTRY, &cache, &seen, reasons)?;
     if args.json {
-        let all: Vec<_> = steps.iter().map(|&s| explained(plan, &found, &cache, s)).collect();
+        let all: Vec<_> = steps.iter().map(|&s| explained(plan, &found, &recents, s)).collect();
         out::line(serde_json::to_string_pretty(&all)?);
         return Ok(ExitCode::SUCCESS);
     }
     let name = clean(&plan.steps[step].name);
-    let why = Why { plan, found: &found, cache: &cache };
+    let why = Why { plan, found: &found, recents: &recents };
     match &found[&step] {
         Forecast::Cached { entry } => {
             out::line(format!("`{name}` is cached (key {}): nothing would run", entry.key.short()));
-            if let Some((_, differences)) = other(&cache, plan, &found, step) {
+            if let Some((_, differences)) = other(&recents, plan, &found, step) {
                 out::line("it differs from the nearest other result in:");
                 why.tell(step, &differences, "  ", &mut Vec::new());
             }
@@ -53,16 +57,17 @@ pub fn why(args: OfStep) -> Result<ExitCode> {
 fn explained(
     plan: &Plan,
     found: &HashMap<usize, Forecast>,
-    cache: &Cache,
+    recents: &Recents<'_>,
     step: usize,
 ) -> serde_json::Value {
     let mut object = to_json(plan, step, &found[&step]);
-    let mut behind = causes(plan, found, cache, step);
-    if let Some((nearest, differences)) = other(cache, plan, found, step) {
+    let mut behind = causes(plan, found, recents, step);
+    if let Some((nearest, differences)) = other(recents, plan, found, step) {
         let words = differences.iter().map(|d| difference(plan, step, d));
         object["differs"] = words.collect::<Vec<_>>().into();
         object["nearest"] = serde_json::json!(nearest.key);
-        behind = super::forecast::behind(plan, found, cache, (step, &differences), &mut Vec::new());
+        behind =
+            super::forecast::behind(plan, found, recents, (step, &differences), &mut Vec::new());
     }
     if !behind.is_empty() {
         object["causes"] = behind.into();
@@ -72,21 +77,21 @@ fn explained(
 
 /// Of a cached step, the nearest other result.
 fn other(
-    cache: &Cache,
+    recents: &Recents<'_>,
     plan: &Plan,
     found: &HashMap<usize, Forecast>,
     step: usize,
-) -> Option<(cache::Entry, Vec<Difference>)> {
+) -> Option<(Arc<cache::Entry>, Vec<Difference>)> {
     let Forecast::Cached { entry } = &found[&step] else { return None };
     let image = PreImage::parse(&entry.preimage)?;
-    forecast::nearest(cache, &plan.steps[step].name, &image, &entry.key)
+    forecast::nearest(recents, &plan.steps[step].name, &image, &entry.key)
 }
 
 /// What explanations are made from.
 struct Why<'a> {
     plan: &'a Plan,
     found: &'a HashMap<usize, Forecast>,
-    cache: &'a Cache,
+    recents: &'a Recents<'a>,
 }
 
 impl Why<'_> {
@@ -130,7 +135,7 @@ impl Why<'_> {
     fn tell(&self, step: usize, differences: &[Difference], indent: &str, told: &mut Vec<usize>) {
         for one in differences {
             out::line(format!("{indent}{}", difference(self.plan, step, one)));
-            for cause in cause::behind(self.plan, self.found, self.cache, step, one) {
+            for cause in cause::behind(self.plan, self.found, self.recents, step, one) {
                 let name = clean(&self.plan.steps[cause.step].name);
                 if told.contains(&cause.step) {
                     out::line(format!("{indent}  `{name}`: see above"));

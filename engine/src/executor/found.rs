@@ -1,17 +1,18 @@
 //! Looks keys and files up, first in what the last run that asked the same found, and collects what
-//! this one finds. Knows no order of steps.
+//! this one finds. Knows no schedule.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use cache::{Cache, Hit, Key, Memo, Recalled};
+use cache::{Cache, Carried, Hit, Key, Memo};
 
 use super::{Options, Settled};
 use crate::event::Summary;
 use crate::inputs::{self, UserFile};
 use crate::lookup::{self, Files};
 use crate::plan::{Plan, Source};
-use crate::repeat::{self, Head};
+use crate::repeat::{self, Earlier, Head};
 
 /// In place of the key of a step that has none.
 const NONE: Key = Key::from_bytes([0; 32]);
@@ -19,15 +20,15 @@ const NONE: Key = Key::from_bytes([0; 32]);
 /// Answers from memory where it may.
 pub(super) struct Finder {
     paranoid: bool,
-    recalled: Option<Recalled>,
+    earlier: Option<Arc<Earlier>>,
     memo: Option<(String, Memo)>,
     /// When hits of the earlier run were last noted as used, seconds since 1970.
     used_s: Option<f64>,
-    /// Whether the plan is that of the earlier run, step by step.
-    same_plan: bool,
-    /// By position in the plan: steps that the earlier run found as they are now.
-    same: HashSet<usize>,
-    steps: Vec<usize>,
+    /// Of each step of the plan whether it stands as the earlier run found it. Empty where no step is
+    /// known to.
+    stand: Vec<bool>,
+    /// What the earlier run found of those that do, until that is taken.
+    hits: Vec<(usize, Key, Hit)>,
 }
 
 /// What a run found, for the next one.
@@ -35,6 +36,8 @@ pub struct Found {
     name: String,
     memo: Memo,
     keys: Vec<Key>,
+    earlier: Option<Arc<Earlier>>,
+    stand: Vec<bool>,
     /// Whether there was nothing to do and nothing too young to prove that.
     whole: bool,
     used_s: f64,
@@ -43,31 +46,91 @@ pub struct Found {
 }
 
 impl Finder {
-    /// Reads what the last run found, if the options name it.
-    pub fn new(cache: &Cache, options: &Options, steps: &[usize]) -> Finder {
+    /// Starts from what the last run found, if the options have it.
+    pub fn new(cache: &Cache, options: &Options) -> Finder {
+        let earlier = options.earlier.clone().filter(|_| !options.paranoid);
+        let memo = || earlier.as_ref().map_or_else(|| cache.memo(), |e| Memo::after(&e.recalled));
         let name = options.memo.as_deref().map(repeat::file);
-        let earlier = name.as_ref().filter(|_| !options.paranoid);
-        let recalled = earlier.and_then(|name| cache.recall(name));
-        let head = recalled.as_ref().and_then(|recalled| Head::of(recalled.head()));
-        let as_then = |head: &Head| head.plan.is_some() && head.plan == options.plan_of;
-        let same_plan = head.as_ref().is_some_and(as_then)
-            && recalled.as_ref().is_some_and(|recalled| recalled.len() == steps.len());
         Finder {
             paranoid: options.paranoid,
-            same_plan,
-            same: HashSet::new(),
-            steps: if same_plan { steps.to_vec() } else { Vec::new() },
-            recalled,
-            memo: name.map(|name| (name, cache.memo())),
-            used_s: head.map(|head| head.used_s).filter(|&s| !repeat::is_old(s)),
+            memo: name.map(|name| (name, memo())),
+            used_s: earlier.as_ref().map(|e| e.head.used_s).filter(|&s| !repeat::is_old(s)),
+            earlier,
+            stand: Vec::new(),
+            hits: Vec::new(),
         }
+    }
+
+    /// Which of all steps of `plan` stand as the earlier run found them, if it had the same plan: all
+    /// that they need stands, and their entries. None of those that are to be looked at anyway
+    /// (`looked`), nor what needs them.
+    pub fn stand(&mut self, plan: &Plan, options: &Options, looked: &dyn Fn(usize) -> bool) {
+        let Some(earlier) = &self.earlier else { return };
+        let head = &earlier.head;
+        let same_plan = head.plan.is_some() && head.plan == options.plan_of;
+        if !same_plan || earlier.recalled.len() != plan.steps.len() {
+            return;
+        }
+        let changed = earlier.changed();
+        let mut stand: Vec<bool> = Vec::with_capacity(plan.steps.len());
+        let mut hits = Vec::with_capacity(plan.steps.len());
+        for (at, step) in plan.steps.iter().enumerate() {
+            let mut sources = step.inputs.iter().flat_map(|port| &port.sources);
+            let stands = step.after.iter().all(|&step| stand[step])
+                && sources.all(|source| match source {
+                    Source::Step { step, .. } => stand[*step],
+                    Source::Path { path } => !changed.contains(path.as_os_str()),
+                    Source::Hub { .. } => false,
+                })
+                && !looked(at);
+            let hit = stands.then(|| earlier.recalled.hit_at(at)).flatten();
+            stand.push(hit.is_some());
+            hits.extend(hit.map(|(key, hit)| (at, key, hit)));
+        }
+        // What is told one by one is not to be told of more and more steps.
+        let but = head.but.iter().filter(|&&step| stand[step]).count();
+        let others = stand.iter().filter(|stands| !**stands).count();
+        let any = others < stand.len();
+        if any && but + others <= plan.steps.len() / 8 + 8 {
+            (self.stand, self.hits) = (stand, hits);
+        }
+    }
+
+    /// The steps that stand; `None` if no earlier run is known to tell of them.
+    pub fn standing(&self) -> Option<(&Arc<Earlier>, &[bool])> {
+        let earlier = self.earlier.as_ref().filter(|_| !self.stand.is_empty())?;
+        Some((earlier, &self.stand))
+    }
+
+    /// What the earlier run found of the steps that stand, in their order, once.
+    pub fn take_hits(&mut self) -> Vec<(usize, Key, Hit)> {
+        std::mem::take(&mut self.hits)
+    }
+
+    /// No step stands: each is to be looked up.
+    pub fn look_at_all(&mut self) {
+        self.stand.clear();
+        self.hits.clear();
+    }
+
+    /// The step at `at` runs again though it stood.
+    pub fn falls(&mut self, at: usize) {
+        if let Some(stands) = self.stand.get_mut(at) {
+            *stands = false;
+        }
+    }
+
+    /// Whether the hits are to be noted as used.
+    pub fn notes_uses(&self) -> bool {
+        self.used_s.is_none()
     }
 
     /// Finds and hashes the user's files that `steps` read.
     pub fn user_files(&self, plan: &Plan, steps: &[usize], cache: &Cache) -> Files {
-        let earlier = self.recalled.as_ref();
+        let earlier = self.earlier.as_ref();
         lookup::user_files_by(plan, steps, &|path| {
-            if let Some(file) = earlier.and_then(|earlier| UserFile::recalled(earlier, path)) {
+            let known = |earlier: &Arc<Earlier>| UserFile::recalled(&earlier.recalled, path);
+            if let Some(file) = earlier.and_then(known) {
                 return Ok(vec![file]);
             }
             let read = |path: &PathBuf| match self.paranoid {
@@ -78,43 +141,10 @@ impl Finder {
         })
     }
 
-    /// Key and result of the step at `at`, if the earlier run had the same plan, all that the step
-    /// reads is what it was then, and its entry too.
-    pub fn same<'a>(
-        &mut self,
-        cache: &Cache,
-        at: usize,
-        mut sources: impl Iterator<Item = &'a Source>,
-        files: &Files,
-    ) -> Option<(Key, Hit)> {
-        let recalled = self.recalled.as_ref().filter(|_| self.same_plan)?;
-        let unchanged = |source: &Source| match source {
-            Source::Step { step, .. } => self.same.contains(step),
-            Source::Path { path } => match files.get(path.as_os_str()) {
-                Some(Ok(files)) => files.iter().all(|file| file.known),
-                _ => false,
-            },
-            Source::Hub { .. } => false,
-        };
-        if !sources.all(unchanged) {
-            return None;
-        }
-        let key = recalled.key(at).filter(|key| !cache.is_pending(key))?;
-        let (hit, stamp) = recalled.hit(&key)?;
-        if self.used_s.is_none() {
-            cache.used(&key);
-        }
-        if let Some((_, memo)) = &mut self.memo {
-            memo.hit(key, stamp, &hit);
-        }
-        self.same.insert(self.steps[at]);
-        Some((key, hit))
-    }
-
     /// The result of `key`, if there is one.
     pub fn look(&mut self, cache: &Cache, key: &Key) -> cache::Result<Option<Hit>> {
-        let known = self.recalled.as_ref().filter(|_| !cache.is_pending(key));
-        let found = match known.and_then(|known| known.hit(key)) {
+        let known = self.earlier.as_ref().filter(|_| !cache.is_pending(key));
+        let found = match known.and_then(|known| known.recalled.hit(key)) {
             Some((hit, stamp)) => {
                 if self.used_s.is_none() {
                     cache.used(key);
@@ -143,13 +173,19 @@ impl Finder {
         let (name, mut memo) = self.memo?;
         let mut whole = steps.len() == plan.steps.len() && !summary.interrupted;
         for (pattern, files) in files {
-            let Ok(files) = files else { continue };
-            whole &= inputs::note(&mut memo, Path::new(pattern), files);
+            let noted = files.as_ref().is_ok_and(|f| inputs::note(&mut memo, pattern.as_ref(), f));
+            if !noted {
+                memo.unproved(pattern.as_ref());
+            }
+            whole &= noted;
         }
         let mut saved_s = summary.saved_s;
         // What ran is a hit next time, where it is durable and nobody else's result took its place.
         let hits = if summary.ran > 0 { memo.keys() } else { HashSet::new() };
-        for &step in steps {
+        for (at, &step) in steps.iter().enumerate() {
+            if self.stand.get(at) == Some(&true) {
+                continue;
+            }
             let Settled { key: Some(key), outputs: Some(outputs) } = &settled[step] else {
                 whole = false;
                 continue;
@@ -173,6 +209,8 @@ impl Finder {
             name,
             memo,
             keys: steps.iter().map(|&step| settled[step].key.unwrap_or(NONE)).collect(),
+            earlier: self.earlier,
+            stand: self.stand,
             whole,
             used_s: self.used_s.unwrap_or_else(crate::run::now),
             cached: steps.len(),
@@ -194,11 +232,20 @@ impl Found {
         gpus: Option<String>,
     ) {
         for (path, text) in sources {
-            self.whole &= self.source(path, text);
+            let noted = self.source(path, text);
+            if !noted {
+                self.memo.unproved(path);
+            }
+            self.whole &= noted;
         }
         for output in &plan.outputs {
             self.whole &= inputs::note_as_it_is(&mut self.memo, &output.to);
         }
+        let earlier = self.earlier.as_ref().filter(|_| !self.stand.is_empty());
+        let (base, but) = match earlier {
+            Some(e) => (e.head.base.clone(), not_as_before(&e.head, &self.stand)),
+            None => (record.into(), Vec::new()),
+        };
         let head = Head {
             record: record.into(),
             plan: Some(plan_of.into()),
@@ -208,8 +255,15 @@ impl Found {
             cached: self.cached,
             saved_s: self.saved_s,
             gpus,
+            base,
+            but,
         };
-        let _ = self.memo.write(cache, &self.name, &head.text(), &self.keys);
+        let carried = earlier.map(|earlier| Carried {
+            from: &earlier.recalled,
+            files: earlier.recalled.verdicts(&inputs::seal),
+            keys: &self.stand,
+        });
+        let _ = self.memo.write(cache, &self.name, &head.text(), &self.keys, carried.as_ref());
     }
 
     /// Notes a file of the pipeline, if it still says what it said when it was read.
@@ -219,4 +273,14 @@ impl Found {
         let digest = cache::Digest::of(text.as_bytes());
         same && self.memo.file(path, &cache::Stamp::of(&meta), &digest)
     }
+}
+
+/// Steps that are not what they were to the run that `head` has its events from: those it says, and
+/// those that do not stand.
+pub(super) fn not_as_before(head: &Head, stand: &[bool]) -> Vec<usize> {
+    let mut as_before = stand.to_vec();
+    for &step in &head.but {
+        as_before[step] = false;
+    }
+    (0..as_before.len()).filter(|&step| !as_before[step]).collect()
 }

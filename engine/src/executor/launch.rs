@@ -20,6 +20,7 @@ impl Executor<'_> {
     pub(super) fn launch(&mut self, at: usize) {
         let step = self.steps[at];
         let key = self.settled[step].key.expect("looked up before");
+        self.by_key.insert(key, step);
         let claim = if self.plan.steps[step].cache {
             match self.cache.claim(&key, &self.who(step)) {
                 Ok(Claimed::Mine(claim)) => Some(claim),
@@ -170,6 +171,9 @@ impl Executor<'_> {
                     self.cache.root().display()
                 ),
             );
+        }
+        if let Err(message) = self.fall(lost) {
+            return self.refuse(at, message);
         }
         for &step in lost {
             self.rewound[step] = true;

@@ -1,6 +1,7 @@
 //! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
 //!
-//! `budget.rs` leaves what would end too late, `found.rs` looks keys up and remembers what was found, `fetch.rs` brings what
+//! `budget.rs` leaves what would end too late, `found.rs` looks keys up and remembers what was found, `standing.rs` settles what is
+//! as an earlier run found it, `fetch.rs` brings what
 //! steps want of a hub, `launch.rs` brings a granted step to a worker,
 //! `gpus.rs` finds GPUs for it, `settle.rs` takes what came back. Everything observable leaves as an
 //! [`Event`] through one function, in the order in which it happened.
@@ -15,6 +16,7 @@ mod needed;
 mod options;
 mod remote;
 mod settle;
+mod standing;
 mod tidy;
 
 use std::collections::{HashMap, HashSet};
@@ -174,6 +176,7 @@ struct Executor<'a> {
     by_worker: HashMap<u64, usize>,
     blocked: HashMap<usize, Blocked>,
     waiting: HashSet<usize>,
+    /// Of the steps that were launched.
     by_key: HashMap<Key, usize>,
     desk: Desk,
     /// Since when a step has had too little GPU memory.
@@ -217,10 +220,10 @@ impl<'a> Executor<'a> {
         )?;
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
-        let finder = found::Finder::new(setting.cache, options, &steps);
+        let (finder, files) = standing::find(plan, &steps, setting.cache, options, setting.run);
         Ok(Executor {
             schedule: Schedule::new(&needs, pool, options.keep_going),
-            files: finder.user_files(plan, &steps, setting.cache),
+            files,
             finder,
             steps,
             plan,
@@ -264,6 +267,7 @@ impl<'a> Executor<'a> {
     fn run(mut self) -> Result<Outcome> {
         self.emit(Event::Started { steps: self.steps.len(), jobs: self.options.jobs as usize });
         self.start_fetching();
+        self.settle_standing();
         while !self.schedule.finished() {
             while let Some(command) = self.schedule.next_command() {
                 match command {
@@ -332,19 +336,11 @@ impl<'a> Executor<'a> {
         if self.waits_for_hub(at) {
             return;
         }
-        if !self.must_run(step)
-            && let Some((key, hit)) = self.as_before(at)
-        {
-            self.settled[step].key = Some(key);
-            self.by_key.insert(key, step);
-            return self.hit(at, key, hit);
-        }
         let key = match self.pre_image(step) {
             Ok(image) => image.key(),
             Err(message) => return self.fail_early(at, Failure::Input, message),
         };
         self.settled[step].key = Some(key);
-        self.by_key.insert(key, step);
         if self.must_run(step) {
             return self.schedule.miss(at);
         }
@@ -363,13 +359,6 @@ impl<'a> Executor<'a> {
                 self.fail_early(at, Failure::Error, format!("the cache cannot be read: {error}"))
             }
         }
-    }
-
-    /// Key and result of a step of which nothing has changed since the last run: what it reads is
-    /// what it was, so its key is.
-    fn as_before(&mut self, at: usize) -> Option<(Key, Hit)> {
-        let sources = self.plan.steps[self.steps[at]].inputs.iter().flat_map(|p| &p.sources);
-        self.finder.same(self.cache, at, sources, &self.files)
     }
 
     fn pre_image(&self, step: usize) -> Result<PreImage, String> {

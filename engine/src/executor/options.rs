@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Budget;
 use crate::gpu::{self, Gpu};
 use crate::lookup;
 use crate::plan::Plan;
+use crate::repeat::Earlier;
 use crate::schedule::Slots;
 
 /// See the flags of `pipe run`.
@@ -41,6 +43,8 @@ pub struct Options {
     pub budget: Option<Budget>,
     /// Under which name the next run that asks the same finds what this one found.
     pub memo: Option<String>,
+    /// What the last run that asked the same left.
+    pub earlier: Option<Arc<Earlier>>,
     /// The record in which the plan lies, when it is known to be the same as an earlier one.
     pub plan_of: Option<String>,
     /// Read every byte of the user's files and every entry, whatever was found before.
@@ -81,6 +85,7 @@ impl Default for Options {
             remote_required: false,
             budget: None,
             memo: None,
+            earlier: None,
             plan_of: None,
             paranoid: false,
             cluster: None,

@@ -101,7 +101,7 @@ impl Now {
             Event::Ended { summary } => return self.summary = Some(summary.clone()),
             Event::Reported { step, report } => return self.reported(*step, report),
             Event::Durable { .. } | Event::Note { .. } => return,
-            Event::Unchanged { .. } => return self.steps.fill(Stand::Cached),
+            Event::Unchanged { but, .. } => return self.unchanged(but),
             Event::Job { step, said } => return self.job(*step, said),
             Event::Cached { step, .. } => (*step, Stand::Cached),
             Event::Waiting { step, holder } => (*step, Stand::Waiting { holder: holder.clone() }),
@@ -119,6 +119,12 @@ impl Now {
         if let Some(at) = self.steps.get_mut(step) {
             *at = stand;
         }
+    }
+
+    fn unchanged(&mut self, but: &[usize]) {
+        let others = self.steps.iter_mut().enumerate();
+        let same = others.filter(|(step, _)| but.binary_search(step).is_err());
+        same.for_each(|(_, stand)| *stand = Stand::Cached);
     }
 
     fn reported(&mut self, step: usize, report: &Report) {
@@ -200,6 +206,15 @@ mod tests {
         now.take(&at(9.0, Event::Finished { step: 0, key, seconds: 8.0, outputs: vec![] }));
         assert_eq!(now.steps[0], Stand::Ran { seconds: 8.0 });
         assert_eq!(now.counts(), [0, 1, 0, 0, 1]);
+    }
+
+    #[test]
+    fn what_is_as_before_is_a_hit_but_what_is_not() {
+        let mut now = Now::new(4);
+        now.take(&at(0.0, Event::Unchanged { run: "r".into(), but: vec![1, 3] }));
+        now.take(&at(0.1, launched(3)));
+        assert_eq!(now.counts(), [2, 0, 0, 1, 1]);
+        assert_eq!(now.steps[1], Stand::Pending);
     }
 
     #[test]
