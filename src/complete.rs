@@ -81,10 +81,10 @@ fn steps() -> Vec<CompletionCandidate> {
     let mut names: Vec<String> = Vec::new();
     for step in &plan.steps {
         if !step.coords.is_empty()
-            && names.last() != Some(&step.group)
-            && !names.contains(&step.group)
+            && names.last().is_none_or(|last| *last != step.group)
+            && !names.iter().any(|name| *name == step.group)
         {
-            names.push(step.group.clone());
+            names.push(step.group.to_string());
         }
         let one = step.name.strip_suffix(']').filter(|_| step.coords.len() == 1);
         let plain =
@@ -100,14 +100,14 @@ fn ports() -> Vec<CompletionCandidate> {
     let words: Vec<String> = std::env::args().collect();
     let named = |step: &&engine::plan::Step| {
         let short = step.name.replace('[', "@").replace(']', "");
-        words.iter().any(|word| [&step.name, &step.group, &short].contains(&word))
+        words.iter().any(|word| [&*step.name, &*step.group, &*short].contains(&word.as_str()))
     };
     let mut steps: Vec<_> = plan.steps.iter().filter(named).collect();
     if steps.is_empty() {
         steps = plan.steps.iter().collect();
     }
     let names: BTreeSet<&String> =
-        steps.iter().flat_map(|step| &step.ports).map(|(name, ..)| name).collect();
+        steps.iter().flat_map(|step| step.ports.iter()).map(|(name, ..)| name).collect();
     candidates(names.into_iter().cloned())
 }
 

@@ -95,7 +95,7 @@ impl Diagnostic {
 /// `file:line:column`, or just the file where there is no line.
 fn show(place: &Place) -> String {
     match place.line {
-        0 => place.file.clone(),
+        0 => place.file.to_string(),
         line => format!("{}:{line}:{}", place.file, place.column),
     }
 }

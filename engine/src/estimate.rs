@@ -114,7 +114,7 @@ impl Estimator<'_> {
     ) -> Estimate {
         let step = &self.plan.steps[at];
         let known = self.known(at, before);
-        let mut cost = self.cost(&step.stage, &step.params, &known).unwrap_or_default();
+        let mut cost = self.cost(&step.stage, &step.params.value(), &known).unwrap_or_default();
         cost.read = cost.read.or_else(|| known.all_bytes());
         let work = cost.work;
         let times = |past: &Past| {
@@ -158,7 +158,7 @@ impl Estimator<'_> {
         let ports = self.plan.steps[at].inputs.iter();
         let one = |port: &Port| {
             let all = port.sources.iter().flat_map(|source| self.artifacts(source, before));
-            (port.name.clone(), all.collect())
+            (port.name.to_string(), all.collect())
         };
         Known { ports: ports.map(one).collect() }
     }
@@ -169,7 +169,7 @@ impl Estimator<'_> {
                 let of = |all: Vec<Artifact>| {
                     all.into_iter().filter(|a| index.is_none() || a.index == *index).collect()
                 };
-                let made = before.get(step).and_then(|e| e.cost.makes.get(port));
+                let made = before.get(step).and_then(|e| e.cost.makes.get(port.as_str()));
                 match (made, self.found.get(step)) {
                     (Some(made), _) => of(made.clone()),
                     (None, Some(Forecast::Cached { entry })) => of(self.cached(entry, port)),

@@ -95,9 +95,10 @@ pub fn certain(
         Some(Forecast::Runs { .. }) => true,
         Some(Forecast::Unknown { .. } | Forecast::Fetches { .. }) if planned.cache => {
             let entries = recents.of(&planned.stage, &planned.name, RECENT);
+            let params = planned.params.value();
             let same = |recent: &Rc<Recent>| {
                 recent.image.as_ref().is_none_or(|image| {
-                    image.params == planned.params && Some(image.version) == version(planned)
+                    image.params == params && Some(image.version) == version(planned)
                 })
             };
             // Of more results than are looked at nobody knows.

@@ -158,10 +158,12 @@ pub fn nearest(
     image: &PreImage,
     key: &Key,
 ) -> Option<(Arc<Entry>, Vec<Difference>)> {
-    let all = recents.of(&image.stage, name, 200);
+    const MOST: usize = 200;
+    let all = recents.of_others(&image.stage, name, MOST);
+    let all = all.unwrap_or_else(|| recents.of(&image.stage, name, MOST).into());
     let of = |wanted: bool| {
         let (mut least, mut best) = (usize::MAX, None);
-        for recent in &all {
+        for recent in all.iter() {
             let same = recent.entry.provenance["step"] == name;
             let Some(old) = recent.image.as_ref().filter(|_| same == wanted) else { continue };
             let count = key::count(old, image, least);

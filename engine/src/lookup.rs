@@ -243,13 +243,13 @@ pub fn pre_image(inputs: &Inputs<'_>, step: usize, registry: Registry) -> Result
             index: artifact.index,
             name: artifact.origin.or(port.named.then_some(artifact.name)),
         };
-        ports.insert(port.name.clone(), artifacts(inputs, port)?.into_iter().map(id).collect());
+        ports.insert(port.name.to_string(), artifacts(inputs, port)?.into_iter().map(id).collect());
     }
     Ok(PreImage {
         format: FORMAT,
         inputs: ports,
-        params: step.params.clone(),
-        stage: step.stage.clone(),
+        params: step.params.value(),
+        stage: step.stage.to_string(),
         version: stage.version,
     })
 }

@@ -59,23 +59,24 @@ impl Past {
 /// The price of `step` by the most like of `past`, which are of its stage. `times` says how many
 /// times the work of one of them it is, where the stage can tell; parameters do otherwise.
 pub fn price(step: &Step, past: &[Past], times: &dyn Fn(&Past) -> Option<f64>) -> Option<Price> {
+    let params = step.params.value();
     let of = |past: &Past| {
         let Past { entry, image } = past;
         let seconds = entry.provenance.get("seconds")?.as_f64()?;
         let then = &image.params;
         // Another device takes another time, and nothing says which.
-        if then.get("device") != step.params.get("device") {
+        if then.get("device") != params.get("device") {
             return None;
         }
-        let by_params = || ratio(then, &step.params, &WORK);
+        let by_params = || ratio(then, &params, &WORK);
         let work = times(past).filter(|n| n.is_finite() && *n > 0.0);
         let work = work.unwrap_or_else(by_params);
-        let data = ratio(then, &step.params, &DATA);
+        let data = ratio(then, &params, &DATA);
         let scaled = |bytes: u64| (bytes as f64 * data) as u64;
         let all = entry.outputs.iter();
         let outputs: Vec<_> = all.map(|o| (o.port.clone(), o.index, scaled(o.bytes))).collect();
         let bytes = outputs.iter().map(|(.., bytes)| bytes).sum();
-        let unlike = unlike(then, &step.params);
+        let unlike = unlike(then, &params);
         Some(Price { seconds: seconds * work, bytes, outputs, work, unlike })
     };
     // Of those that are as like, the one that needs the least stretching; the first is the newest.
@@ -225,7 +226,7 @@ mod tests {
     }
 
     fn step(params: Value) -> Step {
-        Step { params, ..Step::default() }
+        Step { params: params.into(), ..Step::default() }
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub struct Recents<'a> {
 
 /// The results of one stage, the newest first.
 struct Stage {
+    newest: RefCell<HashMap<usize, Rc<[Rc<Recent>]>>>,
     keys: Vec<(String, Key)>,
     /// Positions of those of each step.
     steps: HashMap<String, Vec<usize>>,
@@ -47,6 +48,20 @@ impl<'a> Recents<'a> {
         own.chain(others).take(limit).filter_map(|(_, key)| self.recent(key)).collect()
     }
 
+    /// As [`Recents::of`], where there is none of `step`: the same for all such steps.
+    pub fn of_others(&self, stage: &str, step: &str, limit: usize) -> Option<Rc<[Rc<Recent>]>> {
+        let of = self.stage(stage);
+        if of.steps.contains_key(step) {
+            return None;
+        }
+        let found = of.newest.borrow().get(&limit).cloned();
+        Some(found.unwrap_or_else(|| {
+            let found: Rc<[Rc<Recent>]> = self.of(stage, step, limit).into();
+            of.newest.borrow_mut().insert(limit, found.clone());
+            found
+        }))
+    }
+
     fn stage(&self, name: &str) -> Rc<Stage> {
         let list = || {
             let keys = self.cache.keys_of(name);
@@ -54,7 +69,7 @@ impl<'a> Recents<'a> {
             for (at, (step, _)) in keys.iter().enumerate() {
                 steps.entry(step.clone()).or_default().push(at);
             }
-            Rc::new(Stage { keys, steps })
+            Rc::new(Stage { newest: RefCell::default(), keys, steps })
         };
         let mut stages = self.stages.borrow_mut();
         match stages.get(name) {

@@ -52,7 +52,7 @@ pub fn device(step: &Step) -> Option<String> {
         1 => Some("1 GPU".to_string()),
         n => Some(format!("{n} GPUs")),
     };
-    let device = step.params.get("device").and_then(Value::as_str).map(str::to_string);
+    let device = step.params.get("device").and_then(|device| Some(device.as_str()?.to_string()));
     let parts: Vec<String> = device.into_iter().chain(gpus).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
@@ -93,7 +93,7 @@ fn used(step: &Step, name: &str, old: &Option<Value>, new: &Option<Value>) -> St
 /// `mohawk.yaml:31:20`, or `--set`.
 pub fn at(place: &Place) -> String {
     match place.line {
-        0 => place.file.clone(),
+        0 => place.file.to_string(),
         line => format!("{}:{line}:{}", place.file, place.column),
     }
 }
@@ -159,7 +159,7 @@ pub fn to_json(plan: &Plan, step: usize, forecast: &Forecast) -> Value {
     let mut object = json!({ "step": plan.steps[step].name, "state": state });
     let planned = &plan.steps[step];
     if let Some(device) = planned.params.get("device").filter(|device| device.is_string()) {
-        object["device"] = device.clone();
+        object["device"] = device;
     }
     if let Some(why) = &planned.auto {
         object["device_auto"] = json!(why);

@@ -27,7 +27,7 @@ pub fn show(args: OfStep) -> Result<ExitCode> {
     if args.json {
         let mut object = super::forecast::to_json(plan, at, &forecast);
         object["stage"] = json!(step.stage);
-        object["params"] = step.params.clone();
+        object["params"] = step.params.value();
         if let Some(entry) = entry {
             object["outputs"] = json!(entry.outputs);
             object["provenance"] = entry.provenance.clone();
@@ -59,10 +59,11 @@ fn head(plan: &engine::plan::Plan, step: &Step, forecast: &Forecast) {
         (Some(place), _) if place.line > 0 => {
             format!("{}:{}:{}", place.file, place.line, place.column)
         }
-        (Some(place), _) => place.file.clone(),
+        (Some(place), _) => place.file.to_string(),
         (None, _) => "by default".into(),
     };
-    if let Some(params) = step.params.as_object().filter(|params| !params.is_empty()) {
+    let params = step.params.value();
+    if let Some(params) = params.as_object().filter(|params| !params.is_empty()) {
         out::line(paint.bold("parameters"));
         for (name, value) in params {
             out::line(format!(

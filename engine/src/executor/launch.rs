@@ -136,7 +136,7 @@ impl Executor<'_> {
             outputs: &|s| self.settled[s].outputs.as_deref(),
         };
         let ports = self.plan.steps[step].inputs.iter();
-        ports.map(|port| Ok((port.name.clone(), lookup::artifacts(&inputs, port)?))).collect()
+        ports.map(|port| Ok((port.name.to_string(), lookup::artifacts(&inputs, port)?))).collect()
     }
 
     /// Artifacts of steps that are not in the store.
@@ -295,11 +295,11 @@ impl Executor<'_> {
         }
         let frozen = Frozen {
             key,
-            stage: planned.stage.clone(),
+            stage: planned.stage.to_string(),
             version: self.images[&step].version,
-            params: planned.params.clone(),
+            params: planned.params.value(),
             inputs: frozen_inputs,
-            ports: planned.ports.clone(),
+            ports: planned.ports.to_vec(),
             threads,
             secrets: planned.secrets.clone(),
         };

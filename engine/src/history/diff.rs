@@ -110,7 +110,7 @@ fn row(part: Part, name: &str, a: Option<&str>, b: Option<&str>) -> Row {
 fn by_name(side: Side<'_>) -> BTreeMap<&str, Values> {
     let of = |(step, facts): (&'_ Step, &Facts)| -> Values {
         let mut params = BTreeMap::new();
-        flat("", &step.params, &mut params);
+        flat("", &step.params.value(), &mut params);
         let metrics = facts.metrics.iter().map(|(name, value)| (name.clone(), (*value).into()));
         let artifact = |output: &cache::Output| {
             let index = output.index.map_or(String::new(), |index| format!("[{index}]"));
@@ -172,7 +172,7 @@ mod tests {
     use serde_json::json;
 
     fn step(name: &str, group: &str, params: Value) -> Step {
-        Step { name: name.into(), group: group.into(), params, ..Step::default() }
+        Step { name: name.into(), group: group.into(), params: params.into(), ..Step::default() }
     }
 
     fn facts(loss: f64) -> Facts {

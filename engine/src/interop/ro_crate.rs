@@ -196,7 +196,7 @@ impl Crate {
                 "instrument": reference(&program),
                 "object": self.objects(&past.plan, at, courses),
                 "result": results,
-                "description": step.params.to_string(),
+                "description": step.params.value().to_string(),
                 "actionStatus": reference(match course.facts.state {
                     "failed" => "http://schema.org/FailedActionStatus",
                     _ => "http://schema.org/CompletedActionStatus",

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Source;
 use super::build::{Group, World, selected};
 use super::reference::{Reference, coordinates, parse};
+use super::{Source, Text};
 use crate::diagnostic::suggest;
 use crate::spec::source::{Problem, Problems};
 use crate::spec::yaml::{Node, Value};
@@ -101,8 +101,8 @@ fn artifacts(
             return None;
         }
     };
-    let source =
-        |&row: &usize| Source::Step { step: group.first + row, port: port.to_string(), index };
+    let port = Text::from(port);
+    let source = |&row: &usize| Source::Step { step: group.first + row, port: port.clone(), index };
     Some(selected.rows.iter().map(source).collect())
 }
 

@@ -1,77 +1,126 @@
 //! Plans as bytes, kept under the digests of all that they were made from, so that a long pipeline
 //! is not parsed and checked anew by every run. Knows every field of a plan, and no cache.
 //!
-//! Texts are written once and named by number: most of a matrix is the same text again.
+//! Texts, parameters and what the instances of a matrix have in common are written once and named by
+//! number; steps lie in pieces that are read side by side.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use cache::Digest;
-use serde_json::{Map, Number, Value};
+use rayon::prelude::*;
 
+use super::params::{self, Params, cut, put, put_value};
+use super::shared::{Shared, Text};
 use super::{Output, Place, Plan, Port, Resources, Source, Step, Use};
 
 /// Raised with every change of a plan's fields.
-const MAGIC: &[u8] = b"pipe plan 3\n";
+const MAGIC: &[u8] = b"pipe plan 4\n";
+/// Steps in a piece.
+const PIECE: usize = 1024;
 
 /// The plan as bytes.
 pub fn render(plan: &Plan) -> Vec<u8> {
     let mut to = Writer::default();
     to.text(&plan.name);
     to.path(&plan.file);
-    to.list(&plan.steps, Writer::step);
     to.list(&plan.outputs, |to, output| {
         to.text(&output.name);
         to.source(&output.source);
         to.path(&output.to);
         to.place(&output.place);
     });
-    let mut texts = Vec::new();
-    put(&mut texts, to.texts.len() as u64);
-    for text in &to.texts {
-        put(&mut texts, text.len() as u64);
-        texts.extend_from_slice(text.as_bytes());
+    let rest = std::mem::take(&mut to.bytes);
+    let mut pieces = Vec::new();
+    for steps in plan.steps.chunks(PIECE) {
+        to.list(steps, Writer::step);
+        pieces.push(std::mem::take(&mut to.bytes));
     }
-    let body = [texts, to.bytes].concat();
+    let mut body = Vec::new();
+    put_all(&mut body, to.texts.all());
+    put_all(&mut body, to.params.all());
+    put_all(&mut body, to.common.all());
+    put_all(&mut body, &pieces);
+    body.extend_from_slice(&rest);
     [MAGIC, Digest::of(&body).as_bytes(), &body].concat()
+}
+
+fn put_all(to: &mut Vec<u8>, all: &[Vec<u8>]) {
+    put(to, all.len() as u64);
+    for bytes in all {
+        put(to, bytes.len() as u64);
+        to.extend_from_slice(bytes);
+    }
 }
 
 /// The plan in bytes that [`render`] made; `None` of any others.
 pub fn parse(bytes: &[u8]) -> Option<Plan> {
-    let (sum, body) = bytes.strip_prefix(MAGIC)?.split_at_checked(32)?;
+    let (sum, mut body) = bytes.strip_prefix(MAGIC)?.split_at_checked(32)?;
     if Digest::of(body).as_bytes() != sum {
         return None;
     }
-    let mut from = Reader { bytes: body, texts: Vec::new() };
-    let texts = from.number()? as usize;
-    for _ in 0..texts {
-        let len = from.number()? as usize;
-        let text = std::str::from_utf8(from.take(len)?).ok()?;
-        from.texts.push(text);
-    }
-    let (name, file) = (from.text()?, from.path()?);
-    let steps = from.list(Reader::step)?;
+    let texts = take_all(&mut body)?;
+    let texts: Option<Vec<&str>> = texts.into_iter().map(|b| std::str::from_utf8(b).ok()).collect();
+    let mut tables = Tables { texts: texts?, ..Tables::default() };
+    tables.shared = tables.texts.iter().map(|_| OnceLock::new()).collect();
+    let params = take_all(&mut body)?;
+    tables.params = params.into_iter().map(Params::of_bytes).collect::<Option<_>>()?;
+    let (common, pieces) = (take_all(&mut body)?, take_all(&mut body)?);
+    let of = |bytes| Reader { bytes, tables: &tables };
+    let common = common.into_par_iter().with_min_len(PIECE).map(|bytes| of(bytes).common());
+    let common: Vec<Step> = common.collect::<Option<_>>()?;
+    let steps = pieces.into_par_iter().map(|bytes| of(bytes).list(|from| from.step(&common)));
+    let steps: Vec<Vec<Step>> = steps.collect::<Option<_>>()?;
+    let mut from = of(body);
+    let (name, file) = (from.text()?.to_string(), from.path()?);
     let outputs = from.list(|from| {
-        let (name, source) = (from.text()?, from.source()?);
+        let (name, source) = (from.text()?.to_string(), from.source()?);
         Some(Output { name, source, to: from.path()?, place: from.place()? })
     })?;
-    Some(Plan { name, file, steps, outputs })
+    Some(Plan { name, file, steps: steps.into_iter().flatten().collect(), outputs })
 }
 
-/// Seven bits a byte, the lowest first.
-fn put(to: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        to.push(number as u8 | 0x80);
-        number >>= 7;
+fn take_all<'a>(from: &mut &'a [u8]) -> Option<Vec<&'a [u8]>> {
+    let count = params::number(from)? as usize;
+    // An item has a byte at least.
+    let mut all = Vec::with_capacity(count.min(from.len()));
+    for _ in 0..count {
+        let len = params::number(from)? as usize;
+        all.push(cut(from, len)?);
     }
-    to.push(number as u8);
+    Some(all)
+}
+
+/// Bytes by number, equal ones once.
+#[derive(Default)]
+struct Table {
+    all: Vec<Vec<u8>>,
+    known: HashMap<Vec<u8>, u64>,
+}
+
+impl Table {
+    fn number(&mut self, bytes: &[u8]) -> u64 {
+        if let Some(&number) = self.known.get(bytes) {
+            return number;
+        }
+        let number = self.all.len() as u64;
+        self.all.push(bytes.to_vec());
+        self.known.insert(bytes.to_vec(), number);
+        number
+    }
+
+    fn all(&self) -> &[Vec<u8>] {
+        &self.all
+    }
 }
 
 #[derive(Default)]
 struct Writer {
     bytes: Vec<u8>,
-    texts: Vec<String>,
-    known: HashMap<String, u64>,
+    texts: Table,
+    params: Table,
+    common: Table,
 }
 
 impl Writer {
@@ -80,15 +129,7 @@ impl Writer {
     }
 
     fn text(&mut self, text: &str) {
-        let number = match self.known.get(text) {
-            Some(&number) => number,
-            None => {
-                let number = self.texts.len() as u64;
-                self.texts.push(text.to_string());
-                self.known.insert(text.to_string(), number);
-                number
-            }
-        };
+        let number = self.texts.number(text.as_bytes());
         self.number(number);
     }
 
@@ -141,44 +182,6 @@ impl Writer {
         }
     }
 
-    fn value(&mut self, value: &Value) {
-        match value {
-            Value::Null => self.number(0),
-            Value::Bool(yes) => self.number(1 + u64::from(*yes)),
-            Value::Number(number) => match (number.as_u64(), number.as_i64()) {
-                (Some(n), _) => {
-                    self.number(3);
-                    self.number(n);
-                }
-                (_, Some(n)) => {
-                    self.number(4);
-                    self.number(n as u64);
-                }
-                _ => {
-                    self.number(5);
-                    let bits = number.as_f64().unwrap_or_default().to_bits();
-                    self.bytes.extend_from_slice(&bits.to_le_bytes());
-                }
-            },
-            Value::String(text) => {
-                self.number(6);
-                self.text(text);
-            }
-            Value::Array(items) => {
-                self.number(7);
-                self.list(items, Writer::value);
-            }
-            Value::Object(fields) => {
-                self.number(8);
-                self.number(fields.len() as u64);
-                for (name, value) in fields {
-                    self.text(name);
-                    self.value(value);
-                }
-            }
-        }
-    }
-
     fn step(&mut self, step: &Step) {
         // Every field, so that a new one is not forgotten.
         #[rustfmt::skip]
@@ -187,13 +190,12 @@ impl Writer {
             cache, secrets, place, origins, uses, auto,
         } = step;
         self.text(name);
-        self.text(group);
         self.list(coords, |to, (axis, value)| {
             to.text(axis);
-            to.value(value);
+            put_value(&mut to.bytes, value);
         });
-        self.text(stage);
-        self.value(params);
+        let params = self.params.number(params.bytes());
+        self.number(params);
         self.list(inputs, |to, port| {
             to.text(&port.name);
             to.number(u64::from(port.named) + 2 * u64::from(port.list));
@@ -201,6 +203,9 @@ impl Writer {
             to.list(&port.sources, Writer::source);
         });
         self.list(after, |to, at| to.number(*at as u64));
+        let own = std::mem::take(&mut self.bytes);
+        self.text(group);
+        self.text(stage);
         self.list(ports, |to, (name, list, file)| {
             to.text(name);
             to.number(u64::from(*list));
@@ -218,7 +223,7 @@ impl Writer {
         self.list(secrets, |to, name| to.text(name));
         self.place(place);
         self.number(origins.len() as u64);
-        for (name, place) in origins {
+        for (name, place) in origins.iter() {
             self.text(name);
             self.place(place);
         }
@@ -230,32 +235,29 @@ impl Writer {
             to.place(place);
         });
         self.maybe_text(auto.as_deref());
+        let common = std::mem::replace(&mut self.bytes, own);
+        let common = self.common.number(&common);
+        self.number(common);
     }
+}
+
+/// What steps name by number.
+#[derive(Default)]
+struct Tables<'a> {
+    texts: Vec<&'a str>,
+    /// Those of them that steps share.
+    shared: Vec<OnceLock<Text>>,
+    params: Vec<Params>,
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
-    texts: Vec<&'a str>,
+    tables: &'a Tables<'a>,
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.bytes.split_at_checked(len)?;
-        self.bytes = rest;
-        Some(taken)
-    }
-
     fn number(&mut self) -> Option<u64> {
-        let (mut number, mut shift) = (0u64, 0);
-        loop {
-            let (&byte, rest) = self.bytes.split_first()?;
-            self.bytes = rest;
-            number |= u64::from(byte & 0x7f).checked_shl(shift)?;
-            if byte < 0x80 {
-                return Some(number);
-            }
-            shift += 7;
-        }
+        params::number(&mut self.bytes)
     }
 
     fn flag(&mut self) -> Option<bool> {
@@ -266,9 +268,15 @@ impl<'a> Reader<'a> {
         self.number()?.try_into().ok()
     }
 
-    fn text(&mut self) -> Option<String> {
+    fn text(&mut self) -> Option<&'a str> {
         let at = self.number()? as usize;
-        self.texts.get(at).map(|text| text.to_string())
+        self.tables.texts.get(at).copied()
+    }
+
+    fn shared(&mut self) -> Option<Text> {
+        let at = self.number()? as usize;
+        let (text, shared) = (self.tables.texts.get(at)?, self.tables.shared.get(at)?);
+        Some(shared.get_or_init(|| Text::from(*text)).clone())
     }
 
     fn path(&mut self) -> Option<PathBuf> {
@@ -294,16 +302,17 @@ impl<'a> Reader<'a> {
 
     fn maybe_text(&mut self) -> Option<Option<String>> {
         let (there, text) = (self.flag()?, self.text()?);
-        Some(there.then_some(text))
+        Some(there.then(|| text.to_string()))
     }
 
     fn maybe_float(&mut self) -> Option<Option<f64>> {
-        let (there, number) = (self.flag()?, self.float()?);
+        let there = self.flag()?;
+        let number = f64::from_le_bytes(cut(&mut self.bytes, 8)?.try_into().ok()?);
         Some(there.then_some(number))
     }
 
     fn place(&mut self) -> Option<Place> {
-        let file = self.text()?;
+        let file = self.shared()?;
         Some(Place { file, line: self.number()? as usize, column: self.number()? as usize })
     }
 
@@ -311,59 +320,38 @@ impl<'a> Reader<'a> {
         Some(match self.number()? {
             0 => {
                 let step = self.number()? as usize;
-                Source::Step { step, port: self.text()?, index: self.maybe()? }
+                Source::Step { step, port: self.shared()?, index: self.maybe()? }
             }
             1 => Source::Path { path: self.path()? },
-            2 => Source::Hub { name: self.text()? },
-            _ => return None,
-        })
-    }
-
-    fn float(&mut self) -> Option<f64> {
-        Some(f64::from_le_bytes(self.take(8)?.try_into().ok()?))
-    }
-
-    fn value(&mut self) -> Option<Value> {
-        Some(match self.number()? {
-            0 => Value::Null,
-            1 => Value::Bool(false),
-            2 => Value::Bool(true),
-            3 => Value::Number(self.number()?.into()),
-            4 => Value::Number((self.number()? as i64).into()),
-            5 => Value::Number(Number::from_f64(self.float()?)?),
-            6 => Value::String(self.text()?),
-            7 => Value::Array(self.list(Reader::value)?),
-            8 => {
-                let count = self.number()?;
-                let mut fields = Map::new();
-                for _ in 0..count {
-                    let name = self.text()?;
-                    fields.insert(name, self.value()?);
-                }
-                Value::Object(fields)
-            }
+            2 => Source::Hub { name: self.text()?.to_string() },
             _ => return None,
         })
     }
 
     fn port(&mut self) -> Option<Port> {
-        let (name, flags) = (self.text()?, self.number()?);
+        let (name, flags) = (self.shared()?, self.number()?);
         let (named, list) = (flags & 1 == 1, flags & 2 == 2);
         Some(Port { name, named, list, place: self.place()?, sources: self.list(Reader::source)? })
     }
 
-    fn step(&mut self) -> Option<Step> {
-        let mut step = Step {
-            name: self.text()?,
-            group: self.text()?,
-            coords: self.list(|from| Some((from.text()?, from.value()?)))?,
-            stage: self.text()?,
-            params: self.value()?,
-            inputs: self.list(Reader::port)?,
-            after: self.list(|from| Some(from.number()? as usize))?,
-            ports: self.list(|from| Some((from.text()?, from.flag()?, from.text()?)))?,
-            ..Step::default()
-        };
+    fn step(&mut self, common: &[Step]) -> Option<Step> {
+        let name = self.text()?.to_string();
+        let coords = self.list(|from| Some((from.shared()?, params::take(&mut from.bytes)?)))?;
+        let params = self.number()? as usize;
+        let params = self.tables.params.get(params)?.clone();
+        let inputs = self.list(Reader::port)?;
+        let after = self.list(|from| Some(from.number()? as usize))?;
+        let common = common.get(self.number()? as usize)?.clone();
+        Some(Step { name, coords, params, inputs, after, ..common })
+    }
+
+    /// A step without what is its own.
+    fn common(&mut self) -> Option<Step> {
+        let own = |text: Option<&str>| text.map(str::to_string);
+        let mut step = Step { group: self.shared()?, stage: self.shared()?, ..Step::default() };
+        step.ports = Shared::from(
+            self.list(|from| Some((own(from.text())?, from.flag()?, own(from.text())?)))?,
+        );
         let cpu = self.maybe()?;
         let (gpu, memory, vram) = (self.small()?, self.number()?, self.number()?);
         step.retries = self.small()?;
@@ -371,17 +359,18 @@ impl<'a> Reader<'a> {
         step.resources = Resources { cpu, gpu, memory, vram, gpu_type, time_s };
         step.timeout_s = self.maybe_float()?;
         step.cache = self.flag()?;
-        step.secrets = self.list(Reader::text)?;
+        step.secrets = self.list(|from| own(from.text()))?;
         step.place = self.place()?;
         // One by one: to collect them would sort them.
         for _ in 0..self.number()? {
-            let name = self.text()?;
-            step.origins.insert(name, self.place()?);
+            let name = self.text()?.to_string();
+            let place = self.place()?;
+            step.origins.insert(name, place);
         }
-        step.uses = self.list(|from| {
-            let (parameter, name, value) = (from.text()?, from.text()?, from.text()?);
-            Some(Use { parameter, name, value, place: from.place()? })
-        })?;
+        step.uses = Shared::from(self.list(|from| {
+            let (parameter, name) = (own(from.text())?, own(from.text())?);
+            Some(Use { parameter, name, value: own(from.text())?, place: from.place()? })
+        })?);
         step.auto = self.maybe_text()?;
         Some(step)
     }
@@ -389,6 +378,8 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
@@ -410,7 +401,7 @@ mod tests {
             group: "align".into(),
             coords: vec![("layer".into(), json!(2)), ("lr".into(), json!("3e-4"))],
             stage: "align".into(),
-            params,
+            params: params.into(),
             inputs: vec![Port {
                 name: "in".into(),
                 named: true,
@@ -419,7 +410,7 @@ mod tests {
                 sources,
             }],
             after: vec![0, 200],
-            ports: vec![("out".into(), true, "out.txt".into())],
+            ports: vec![("out".into(), true, "out.txt".into())].into(),
             resources: Resources {
                 cpu: Some(0),
                 gpu: 2,
@@ -433,13 +424,15 @@ mod tests {
             cache: true,
             secrets: vec!["TOKEN".into()],
             place: place(1),
-            origins: [("lr".to_string(), place(9)), ("n".to_string(), place(0))].into(),
+            origins: BTreeMap::from([("lr".to_string(), place(9)), ("n".to_string(), place(0))])
+                .into(),
             uses: vec![Use {
                 parameter: "run".into(),
                 name: "params.word".into(),
                 value: "cat".into(),
                 place: place(7),
-            }],
+            }]
+            .into(),
             auto: Some("there is a GPU".into()),
         };
         let other = Step { auto: None, timeout_s: None, cache: false, ..step.clone() };

@@ -12,8 +12,10 @@ pub mod kept;
 mod matrix;
 mod order;
 mod outputs;
+mod params;
 pub mod reference;
 mod select;
+mod shared;
 mod step;
 mod uses;
 
@@ -23,6 +25,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::params::Params;
+pub use self::shared::{Shared, Text};
 pub use self::uses::Use;
 
 /// A checked pipeline.
@@ -44,19 +48,19 @@ pub struct Step {
     /// `align[2]`, `train[lr=3e-4,seed=1]`, or just `corpus`.
     pub name: String,
     /// The name in the file: `align`.
-    pub group: String,
+    pub group: Text,
     /// Axis and value of each matrix coordinate, in declared order.
-    pub coords: Vec<(String, Value)>,
+    pub coords: Vec<(Text, Value)>,
     /// The stage's name.
-    pub stage: String,
+    pub stage: Text,
     /// Canonical parameters, defaults filled in. Of a `command`: `run`, `out`, `env`.
-    pub params: Value,
+    pub params: Params,
     /// What feeds each connected input port, in declared order.
     pub inputs: Vec<Port>,
     /// Steps (by position in [`Plan::steps`]) that must be done first though nothing flows.
     pub after: Vec<usize>,
     /// Output ports and whether each is a list, as the stage or the command's `out` declares them.
-    pub ports: Vec<(String, bool, String)>,
+    pub ports: Shared<Vec<(String, bool, String)>>,
     /// What it takes to run it.
     pub resources: Resources,
     /// How often to try again after a crash, a time-out or a lost worker.
@@ -70,20 +74,24 @@ pub struct Step {
     /// Where the step was written.
     pub place: Place,
     /// Where each parameter got its value (`lr`, `layers`, `run`); absent means by default.
-    pub origins: BTreeMap<String, Place>,
+    pub origins: Shared<BTreeMap<String, Place>>,
     /// Parameters of the pipeline within the texts of a command.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub uses: Vec<Use>,
+    #[serde(default, skip_serializing_if = "none")]
+    pub uses: Shared<Vec<Use>>,
     /// Why `device: auto` became what `params` say, if it was that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto: Option<String>,
+}
+
+fn none(uses: &[Use]) -> bool {
+    uses.is_empty()
 }
 
 /// A place in a file, or on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Place {
     /// The file, or `--set`, `--params FILE`.
-    pub file: String,
+    pub file: Text,
     /// 1-based; 0 when it has no line.
     pub line: usize,
     /// 1-based, in characters.
@@ -94,7 +102,7 @@ pub struct Place {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Port {
     /// The port's name.
-    pub name: String,
+    pub name: Text,
     /// Whether base names enter the key.
     pub named: bool,
     /// Whether it takes a list.
@@ -114,7 +122,7 @@ pub enum Source {
         /// Position in [`Plan::steps`].
         step: usize,
         /// Its output port.
-        port: String,
+        port: Text,
         /// The artifact's own number (the layer), not its position.
         index: Option<u32>,
     },

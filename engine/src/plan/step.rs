@@ -44,6 +44,7 @@ pub fn instances(
         .iter()
         .any(|field| group.spec.get(field).is_some_and(|node| mentions(node, "matrix")));
     let mut same: Option<Told> = None;
+    let first = steps.len();
     for row in 0..group.matrix.rows.len() {
         let coords: Vec<(String, Node)> =
             group.matrix.axes.iter().cloned().zip(group.matrix.rows[row].iter().cloned()).collect();
@@ -61,10 +62,32 @@ pub fn instances(
                 told
             }
         };
-        steps.push(common(world, group, row, &scope, ports, told, problems));
+        let mut step = common(world, group, row, &scope, ports, told, problems);
+        if let Some(before) = steps[first..].last() {
+            share(&mut step, before);
+        }
+        steps.push(step);
         if problems.enough() {
             return;
         }
+    }
+}
+
+/// What a step has in common with the instance before is held once.
+fn share(step: &mut Step, before: &Step) {
+    step.group.clone_from(&before.group);
+    step.stage.clone_from(&before.stage);
+    step.params.like(&before.params);
+    step.ports.like(&before.ports);
+    step.origins.like(&before.origins);
+    step.uses.like(&before.uses);
+    for (port, before) in step.inputs.iter_mut().zip(&before.inputs) {
+        if port.name == before.name {
+            port.name.clone_from(&before.name);
+        }
+    }
+    for ((axis, _), (before, _)) in step.coords.iter_mut().zip(&before.coords) {
+        axis.clone_from(before);
     }
 }
 
@@ -144,9 +167,11 @@ fn ports(
         }
         if !sources.is_empty() {
             let place = world.sources.place(filled.span);
-            connected.push(Port { name: key.text.clone(), named, list, place, sources });
+            connected.push(Port { name: key.text.as_str().into(), named, list, place, sources });
         }
     }
+    // Most have one.
+    connected.shrink_to_fit();
     let Some(entry) = group.entry.filter(|_| !group.is_command()) else {
         connected.sort_by(|a, b| a.name.cmp(&b.name));
         return connected;
@@ -155,7 +180,7 @@ fn ports(
     for port in declared.iter().filter(|port| port.required && !given.contains(&port.name)) {
         problems.push(missing(world, group, port.name, port.doc));
     }
-    connected.sort_by_key(|port| declared.iter().position(|d| d.name == port.name));
+    connected.sort_by_key(|port| declared.iter().position(|d| port.name == d.name));
     connected
 }
 
@@ -262,16 +287,16 @@ fn common(
     let mut resources = resources(spec, scope, problems);
     let auto = device::settle(world, group, &mut told.params, &mut resources, problems);
     let coords =
-        scope.matrix.iter().map(|(axis, node)| (axis.clone(), value::json(node))).collect();
+        scope.matrix.iter().map(|(axis, node)| (axis.as_str().into(), value::json(node))).collect();
     Step {
         name: format!("{}{}", group.name(), group.matrix.suffix(row)),
-        group: group.name().to_string(),
+        group: group.name().into(),
         coords,
-        stage: group.entry.map_or(String::new(), |entry| entry.name.to_string()),
-        params: told.params,
+        stage: group.entry.map_or("", |entry| entry.name).into(),
+        params: told.params.into(),
         inputs,
         after: after(world, group, scope, problems),
-        ports: told.ports,
+        ports: told.ports.into(),
         resources,
         retries: scalar(spec, "retries", scope, problems, "a whole number up to 1000", |text| {
             value::integer(text).filter(|n| (0..=1000).contains(n)).map(|n| n as u32)
@@ -289,8 +314,8 @@ fn common(
             .unwrap_or(true),
         secrets: command::secrets(spec, problems),
         place: world.sources.place(spec.name.span),
-        origins: told.origins,
-        uses: told.uses,
+        origins: told.origins.into(),
+        uses: told.uses.into(),
         auto,
     }
 }

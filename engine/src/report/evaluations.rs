@@ -256,7 +256,7 @@ pub(super) fn without_seed(step: &Step) -> String {
         .map(|(axis, value)| format!("{axis}={}", plain(value)))
         .collect();
     if kept.is_empty() {
-        step.plan.group.clone()
+        step.plan.group.to_string()
     } else {
         format!("{} {}", step.plan.group, kept.join(" "))
     }

@@ -286,11 +286,13 @@ fn layers(last: &Value, step: &plan::Step) -> Vec<Layer> {
     if let Some(found) = last.get("layers").map(layer_list).filter(|found| !found.is_empty()) {
         return found;
     }
-    let list = step.params.get("layers").and_then(Value::as_array);
+    let list = step.params.get("layers");
+    let list = list.as_ref().and_then(Value::as_array);
     let mut numbers: Vec<i64> = list.into_iter().flatten().filter_map(Value::as_i64).collect();
     if numbers.is_empty() {
         let axis = step.coords.iter().find(|(axis, _)| ["layer", "block"].contains(&axis.as_str()));
-        let one = last.get("layer").or(step.params.get("layer")).or(axis.map(|(_, value)| value));
+        let told = step.params.get("layer");
+        let one = last.get("layer").or(told.as_ref()).or(axis.map(|(_, value)| value));
         numbers.extend(one.and_then(Value::as_i64));
     }
     match numbers.as_slice() {

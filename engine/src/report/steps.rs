@@ -147,7 +147,8 @@ fn details(out: &mut String, step: &Step) {
 }
 
 fn parameters(out: &mut String, step: &Step) {
-    let Some(params) = step.plan.params.as_object().filter(|params| !params.is_empty()) else {
+    let params = step.plan.params.value();
+    let Some(params) = params.as_object().filter(|params| !params.is_empty()) else {
         out.push_str("<p class=small>no parameters</p>");
         return;
     };

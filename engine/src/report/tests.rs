@@ -1,5 +1,6 @@
 //! Whole pages, drawn from made-up records; `pipe report` draws real ones to be looked at.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use cache::{Cache, Digest, Key, Kind, Output};
@@ -8,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{html, html_live};
 use crate::event::{Event, Failure, Stamped, Summary};
-use crate::plan::{Place, Plan, Port, Resources, Source, Step};
+use crate::plan::{Place, Plan, Port, Resources, Source, Step, Text};
 use crate::run::{Info, Past};
 use crate::stage::Report;
 
@@ -72,8 +73,8 @@ impl Made {
             .filter(|(_, step)| needs.contains(&step.group.as_str()));
         let sources: Vec<Source> =
             found.map(|(step, _)| Source::Step { step, port: "x".into(), index: None }).collect();
-        let coords: Vec<(String, Value)> =
-            coords.iter().map(|(axis, value)| (axis.to_string(), value.clone())).collect();
+        let coords: Vec<(Text, Value)> =
+            coords.iter().map(|(axis, value)| (Text::from(*axis), value.clone())).collect();
         let shown: Vec<String> = coords
             .iter()
             .map(|(axis, value)| match coords.len() {
@@ -91,7 +92,7 @@ impl Made {
             group: name.into(),
             coords,
             stage: stage.into(),
-            params,
+            params: params.into(),
             inputs: vec![Port {
                 name: "x".into(),
                 named: false,
@@ -100,15 +101,15 @@ impl Made {
                 sources,
             }],
             after: Vec::new(),
-            ports: vec![("metrics".into(), false, "metrics.json".into())],
+            ports: vec![("metrics".into(), false, "metrics.json".into())].into(),
             resources: Resources::default(),
             retries: 0,
             timeout_s: None,
             cache: true,
             secrets: Vec::new(),
             place: place.clone(),
-            origins: [("lr".to_string(), place)].into(),
-            uses: Vec::new(),
+            origins: BTreeMap::from([("lr".to_string(), place)]).into(),
+            uses: Vec::new().into(),
             auto: None,
         });
         self.past.plan.steps.len() - 1

@@ -192,7 +192,7 @@ fn beside(name: &str, file: &str) -> String {
 
 fn add(sources: &mut Sources, name: &str, text: &str, base: &Path) -> u32 {
     sources.add(Source {
-        name: name.to_string(),
+        name: name.into(),
         text: text.to_string(),
         base: base.to_path_buf(),
         lines: true,
@@ -209,7 +209,7 @@ pub fn unreadable(
 ) -> Problem {
     let span = from.unwrap_or_else(|| {
         let base = PathBuf::new();
-        let source = Source { name: name.to_string(), text: String::new(), base, lines: false };
+        let source = Source { name: name.into(), text: String::new(), base, lines: false };
         Span::top(sources.add(source))
     });
     let why = match error.kind() {

@@ -198,7 +198,8 @@ impl Spec {
             }
         };
         let base = full.parent().unwrap_or(Path::new("")).to_path_buf();
-        let source = sources.add(Source { name, text: text.clone(), base, lines: true });
+        let source =
+            sources.add(Source { name: name.into(), text: text.clone(), base, lines: true });
         match yaml::parse(&text, source, 0) {
             Ok(tree) => match tree.entries() {
                 Some(entries) => {
@@ -323,6 +324,6 @@ pub fn is_name(text: &str) -> bool {
 /// The place of an argument on the command line.
 pub fn argument(option: &str, text: &str, sources: &mut Sources) -> Span {
     let base = Path::new("").to_path_buf();
-    let source = Source { name: option.to_string(), text: text.to_string(), base, lines: false };
+    let source = Source { name: option.into(), text: text.to_string(), base, lines: false };
     Span { len: text.len() as u32, ..Span::top(sources.add(source)) }
 }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Snippet};
-use crate::plan::Place;
+use crate::plan::{Place, Text};
 
 /// A piece of one text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +27,7 @@ pub struct Span {
 #[derive(Clone, Debug)]
 pub struct Source {
     /// As shown: the path as given, or `--set`.
-    pub name: String,
+    pub name: Text,
     /// All of it.
     pub text: String,
     /// Where relative paths written in it start from.

@@ -299,7 +299,8 @@ pub fn show(plan: &Plan) -> String {
             let sources: Vec<String> = port.sources.iter().map(source).collect();
             let _ = write!(text, " {}<-{}", port.name, sources.join("+"));
         }
-        for (name, value) in step.params.as_object().into_iter().flatten() {
+        let params = step.params.value();
+        for (name, value) in params.as_object().into_iter().flatten() {
             if defaults.get(name) != Some(value) {
                 let _ = write!(text, " {name}={value}");
             }

@@ -135,10 +135,10 @@ fn fact(plan: &Plan, step: usize, entry: &Entry) -> Option<StepFact> {
     let step = &plan.steps[step];
     Some(StepFact {
         name: step.name.clone(),
-        stage: step.stage.clone(),
+        stage: step.stage.to_string(),
         version: REGISTRY.get(&step.stage)?.version,
         key: entry.key.to_string(),
-        params: step.params.clone(),
+        params: step.params.value(),
     })
 }
 
