@@ -225,9 +225,9 @@ impl Recalled {
         let mut reader = Reader(self.bytes.get(from..)?);
         let len = reader.word()? as usize;
         let path = reader.take(len)?;
-        let len = match reader.0.first()? {
-            &FILE => 1 + STAMP + 32,
-            &SEAL => 1 + 32,
+        let len = match *reader.0.first()? {
+            FILE => 1 + STAMP + 32,
+            SEAL => 1 + 32,
             _ => 1,
         };
         Some((path, reader.take(len)?))

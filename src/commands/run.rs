@@ -34,8 +34,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
     if args.detach {
         return detach(&args);
     }
-    let memo = unchanged::memo(&args)?;
-    let early = unchanged::cache(&args)?;
+    let (memo, early) = (unchanged::memo(&args)?, unchanged::cache(&args)?);
     let earlier = unchanged::earlier(&args, early.as_ref(), memo.as_deref()).map(Arc::new);
     if repeated(&args, early.as_ref(), earlier.as_deref())? {
         return Ok(ExitCode::SUCCESS);
@@ -47,10 +46,8 @@ pub fn run(args: Run) -> Result<ExitCode> {
     };
     let mut options = options(&args, memo.clone(), &loaded)?;
     (options.plan_of, options.earlier) = (like.clone(), earlier);
-    let cache = match early {
-        Some(cache) => cache,
-        None => super::open_cache(args.settings.cache.as_deref())?,
-    };
+    let open = || super::open_cache(args.settings.cache.as_deref());
+    let cache = early.map_or_else(open, Ok)?;
     options.cluster = slurm.as_ref().map(|slurm| slurm.options(&args, &loaded, &cache));
     let remote = super::remote::open(&args.remote)?;
     let elsewhere = remote.is_some() || slurm.is_some();

@@ -200,9 +200,15 @@ pub(super) fn take(from: &mut &[u8]) -> Option<Value> {
 fn skip(from: &mut &[u8]) -> Option<()> {
     match number(from)? {
         0..=2 => {}
-        3 | 4 => drop(number(from)?),
-        5 => drop(Number::from_f64(float(from)?)?),
-        6 => drop(text(from)?),
+        3 | 4 => {
+            number(from)?;
+        }
+        5 => {
+            Number::from_f64(float(from)?)?;
+        }
+        6 => {
+            text(from)?;
+        }
         ARRAY => {
             for _ in 0..number(from)? {
                 skip(from)?;

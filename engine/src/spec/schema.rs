@@ -134,25 +134,45 @@ fn fields() -> Value {
 
 /// How a run uses a cluster (`pipe run --on slurm`).
 fn executor() -> Value {
-    let (text, number) = (json!({ "type": "string" }), json!({ "type": "integer", "minimum": 1 }));
-    let (texts, span) = (
-        json!({ "type": "array", "items": { "type": "string" } }),
-        json!({ "type": ["number", "string"], "description": "`90` seconds, `10m`, `2h`." }),
-    );
+    let said = |mut rule: Value, what: &str| {
+        rule["description"] = what.into();
+        rule
+    };
+    let text = |what: &str| said(json!({ "type": "string" }), what);
+    let texts = |what: &str| said(json!({ "type": "array", "items": { "type": "string" } }), what);
+    let number = |what: &str| said(json!({ "type": "integer", "minimum": 1 }), what);
+    let span = |what: &str| {
+        said(
+            json!({ "type": ["number", "string"] }),
+            &format!("{what}: `90` seconds, `10m`, `2h`."),
+        )
+    };
+    let mode = json!({ "enum": ["auto", "submit", "pilot"] });
     let slurm = json!({
-        "partition": text, "account": text, "qos": text, "program": text,
-        "time": span, "idle": span, "margin": span, "poll": span, "leader_time": span,
-        "memory": { "type": ["integer", "string"], "description": "`8GiB`, or bytes." },
-        "cpus": number, "max_jobs": number, "pilots": number,
-        "mode": { "enum": ["auto", "submit", "pilot"] },
-        "extra": texts, "setup": texts
+        "partition": text("Partition of the jobs."),
+        "account": text("Account they are charged to."),
+        "qos": text("Quality of service."),
+        "program": text("The `pipe` that nodes run, if it is not the leader's own."),
+        "time": span("Wall time of jobs whose step says none"),
+        "idle": span("After so long without a step a pilot ends"),
+        "margin": span("So long before the end of its time a step saves a checkpoint and stops"),
+        "poll": span("The longest pause between two questions to Slurm"),
+        "leader_time": span("Wall time of the leader's own job (`--detach`)"),
+        "memory": said(json!({ "type": ["integer", "string"] }), "Memory of jobs whose step says none: `8GiB`, or bytes."),
+        "cpus": number("Cpus of steps that take all there are."),
+        "max_jobs": number("Steps that are queued or running at a time."),
+        "pilots": number("Pilots of one shape at a time."),
+        "mode": said(mode, "One job a step, or pilots: a few jobs that take many steps."),
+        "extra": texts("More arguments of every `sbatch`."),
+        "setup": texts("Lines of the job's script before it: `module load cuda`.")
     });
     json!({
         "type": "object",
         "additionalProperties": false,
         "description": "How `pipe run --on slurm` uses Slurm.",
         "properties": { "slurm": {
-            "type": "object", "additionalProperties": false, "properties": slurm
+            "type": "object", "additionalProperties": false, "properties": slurm,
+            "description": "What a site and a pipeline want of Slurm."
         } }
     })
 }
