@@ -66,16 +66,19 @@ pub(crate) fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -
         let renamed = rename_new(path, &object, kind);
         drop(lock);
         match renamed {
-            Ok(()) if kind == Kind::Dir => return tree::set_mode(&object, mode),
+            // What is lost again at once is found out when it is used.
+            Ok(()) if kind == Kind::Dir => return protect(&object, mode).map(drop),
             Ok(()) => return Ok(()),
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(e).at("move into the store", path);
             }
             Err(_) if check(&object, digest, kind).is_ok() => {
                 if kind == Kind::Dir {
-                    match tree::set_mode(&object, mode) {
+                    match protect(&object, mode) {
                         Err(_) if layout.access().is_shared() => {} // another member's
-                        result => result?,
+                        // Somebody lost it, or saw damage in it, since it was read.
+                        Ok(false) => continue,
+                        result => drop(result?),
                     }
                 }
                 return tree::remove(path);
@@ -85,6 +88,14 @@ pub(crate) fn place(layout: &Layout, path: &Path, digest: &Digest, kind: Kind) -
                 crash_point!("absorb.after-discard");
             }
         }
+    }
+}
+
+/// Takes away the right to write into a directory; whether it is there.
+fn protect(object: &Path, mode: u32) -> Result<bool> {
+    match tree::set_mode(object, mode) {
+        Err(Error::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+        result => result.map(|()| true),
     }
 }
 
