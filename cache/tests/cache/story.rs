@@ -89,7 +89,11 @@ pub fn publish_all(
     committer.publish(Publication { key, entry, claim, attempt, replace }).unwrap();
     committer.flush().unwrap();
     let (_, outcome) = seen.lock().unwrap().pop().unwrap();
-    cache.attempts_clean(&key).unwrap();
+    // Some processes keep what is left for others, some remove it.
+    match std::process::id() % 2 {
+        0 => cache.attempts_park(&key),
+        _ => cache.attempts_clean(&key).unwrap(),
+    }
     outcome
 }
 
