@@ -47,6 +47,9 @@ impl Worker {
     fn start(root: &Path, dice: &mut Dice, alone: bool) -> Worker {
         let mut child = child("soak::child_does_anything", root);
         child.env("CACHE_TEST_SEED", dice.next().to_string()).stderr(Stdio::piped());
+        if dice.below(2) == 0 {
+            child.env(PARK, "1");
+        }
         let mut moment = |most: usize| Duration::from_millis(dice.below(most) as u64);
         let (after, on) = (moment(40), moment(60));
         let end = match dice.below(10) {

@@ -74,6 +74,10 @@ pub fn make_content(cache: &Cache, name: &str, c: u8, lease: Option<&Lease>) -> 
     (attempt, entry)
 }
 
+/// Set where processes keep what is left of an attempt for other keys, as a run does, instead of
+/// removing it.
+pub const PARK: &str = "CACHE_TEST_PARK";
+
 /// Publishes with the claim and the attempt, as a run does, and tidies up.
 pub fn publish_all(
     cache: &Cache,
@@ -89,10 +93,9 @@ pub fn publish_all(
     committer.publish(Publication { key, entry, claim, attempt, replace }).unwrap();
     committer.flush().unwrap();
     let (_, outcome) = seen.lock().unwrap().pop().unwrap();
-    // Some processes keep what is left for others, some remove it.
-    match std::process::id() % 2 {
-        0 => cache.attempts_park(&key),
-        _ => cache.attempts_clean(&key).unwrap(),
+    match std::env::var_os(PARK) {
+        Some(_) => cache.attempts_park(&key),
+        None => cache.attempts_clean(&key).unwrap(),
     }
     outcome
 }
