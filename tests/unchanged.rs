@@ -270,6 +270,12 @@ fn steps(project: &Project) -> serde_json::Value {
     serde_json::from_str::<serde_json::Value>(&status).unwrap()["steps"].clone()
 }
 
+fn lose_objects(project: &Project) {
+    for shard in fs::read_dir(project.cache().join("objects")).unwrap() {
+        fs::remove_dir_all(shard.unwrap().path()).unwrap();
+    }
+}
+
 fn events(project: &Project) -> String {
     fs::read_to_string(records(project).last().unwrap().join("events.jsonl")).unwrap()
 }
@@ -303,10 +309,7 @@ fn lost_bytes_of_what_stands_are_made_again() {
     assert_eq!(project.run(&[]), "0 cached, 4 ran");
     settle();
     assert_eq!(project.run(&[]), "4 cached, 0 ran");
-    let objects = project.cache().join("objects");
-    for shard in fs::read_dir(&objects).unwrap() {
-        fs::remove_dir_all(shard.unwrap().path()).unwrap();
-    }
+    lose_objects(&project);
     project.write("b.txt", "other");
     let ran = run(&project);
     assert_eq!(ran.counts(), "3 cached, 2 ran", "a is a hit first: {}", ran.stderr);
@@ -314,9 +317,7 @@ fn lost_bytes_of_what_stands_are_made_again() {
     settle();
     assert_eq!(project.run(&[]), "4 cached, 0 ran");
     // What it read then is not what is there now: no key may be made of that.
-    for shard in fs::read_dir(&objects).unwrap() {
-        fs::remove_dir_all(shard.unwrap().path()).unwrap();
-    }
+    lose_objects(&project);
     project.write("a.txt", "another");
     assert_eq!(project.run(&[]), "2 cached, 2 ran");
 }
