@@ -34,12 +34,19 @@ fn bad_input_is_told_what_where_and_what_to_do() {
         return std::fs::write(&path, blessed).unwrap();
     }
     let mut wrong = String::new();
-    for (case, told) in cases.iter().zip(&told) {
-        if case.transcript != told {
-            let _ = write!(wrong, "## {}\n{told}\n", case.name);
-        }
+    for (case, told) in cases.iter().zip(&told).filter(|(case, told)| case.transcript != **told) {
+        let _ = write!(wrong, "## {}\n{}", case.name, difference(case.transcript, told));
     }
     assert!(wrong.is_empty(), "these differ from errors.md; BLESS=1 writes them:\n\n{wrong}");
+}
+
+/// Lines that one of them lacks: those expected with a `-`, those told with a `+`.
+fn difference(expected: &str, told: &str) -> String {
+    let lacks = |text: &str, line: &str| !text.lines().any(|other| other == line);
+    let gone = expected.lines().filter(|line| lacks(told, line)).map(|line| format!("- {line}\n"));
+    let new = told.lines().filter(|line| lacks(expected, line)).map(|line| format!("+ {line}\n"));
+    let all: String = gone.chain(new).collect();
+    if all.is_empty() { format!("other order or number of lines:\n{told}") } else { all }
 }
 
 /// Each case in a project of its own, a few at a time.

@@ -64,7 +64,7 @@ outputs: {{ o: {{ from: 'step[0].o', to: o.txt }} }}
     }
     places.sort();
     devices.sort();
-    assert_eq!((places.len(), devices.len()), (6, 6), "{}", ran.stdout);
+    assert_eq!((places.len(), devices.len()), (6, 6), "{places:?} {devices:?}");
     let pairs: BTreeSet<(&String, &String)> =
         places.iter().zip(&devices).map(|((_, host), (_, device))| (host, device)).collect();
     assert_eq!(pairs.len(), 6, "{places:?} {devices:?}");

@@ -90,9 +90,11 @@ impl Driver {
     pub fn look_for_exit(&mut self, worker: u64) {
         let Some(job) = self.jobs.get(&worker) else { return };
         let Some(exit) = records::read::<Exit>(&records::path(&job.dir, EXIT)) else { return };
+        let Exit { answer, place, seconds, cpus, gpus } = exit;
+        // What is announced in one moment is read in the order of names: the end may come first.
+        self.is_at(worker, place.clone());
         self.tail(worker);
         self.forget(worker);
-        let Exit { answer, place, seconds, cpus, gpus } = exit;
         self.useful.insert(place.job.clone());
         if let Answer::Failed { failure: Failure::Lost | Failure::Crash, .. } = answer {
             self.blame(Some(&place.host));
