@@ -161,6 +161,9 @@ fn a_disk_that_fills_at_any_moment() {
         mount(project.cache(), "size=24m");
         pipeline(&project);
         let run = project.start(&["run", "p.yaml", "-j", "2"]);
+        // What fills the disk lies in the cache, which has to be one by then.
+        let version = project.cache().join("version");
+        project.wait_until("the cache is there", || version.exists());
         std::thread::sleep(Duration::from_millis(random.below(700)));
         let filler = fill(project.cache(), random.below(3) * 100_000);
         let output = run.wait_with_output().unwrap();

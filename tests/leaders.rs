@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::support::{Project, signal};
 
@@ -91,13 +91,13 @@ fn a_frozen_leader_that_wakes_when_others_have_done_its_work_harms_nothing() {
     project.wait_until("the step began", || project.count("began") == 1);
     // With all it started: what its worker finished meanwhile would be adopted.
     let frozen = project.processes();
-    frozen.iter().for_each(|&pid| signal(pid, Signal::STOP));
+    frozen.iter().for_each(|&pid| signal_if_there(pid, Signal::STOP));
     // Its claim is lost, as a lock on a network's file system can be.
     remove_files(&project.cache().join("locks"));
     project.write("go", "");
     assert_eq!(project.run(&[]), "0 cached, 1 ran");
     assert_eq!(project.read("o.txt").trim(), "2");
-    frozen.iter().for_each(|&pid| signal(pid, Signal::CONT));
+    frozen.iter().for_each(|&pid| signal_if_there(pid, Signal::CONT));
     let output = leader.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
@@ -122,6 +122,15 @@ fn a_worker_that_goes_on_when_its_leader_was_killed_harms_nothing() {
         signal(pid, Signal::CONT);
     }
     second_stands(&project);
+}
+
+/// As [`signal`], to one that may be a `sleep` which is over.
+fn signal_if_there(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid as i32).unwrap();
+    match rustix::process::kill_process(pid, signal) {
+        Err(rustix::io::Errno::SRCH) => {}
+        result => result.unwrap(),
+    }
 }
 
 fn workers(project: &Project) -> Vec<u32> {
