@@ -41,6 +41,9 @@ const TABLES: &str = "
         digest BLOB NOT NULL PRIMARY KEY, seen BLOB NOT NULL, checksum BLOB NOT NULL)
         STRICT, WITHOUT ROWID;";
 
+/// So many bytes of SQLite's log the next process reads in less than a millisecond.
+const LITTLE: u64 = 512 << 10;
+
 /// An entry's row.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
@@ -277,8 +280,10 @@ impl Index {
 }
 
 impl Drop for Index {
+    /// Little is left in the log for later: to empty it takes two syncs, and two more to begin it anew.
     fn drop(&mut self) {
-        if self.wrote.load(Ordering::Relaxed) {
+        let log = || fs::metadata(beside(&self.path, "-wal")).map_or(0, |log| log.len());
+        if self.wrote.load(Ordering::Relaxed) && log() > LITTLE {
             // Fails when another process reads or writes; then that one does it.
             self.run(|c| {
                 c.busy_timeout(Duration::ZERO)?;
