@@ -59,6 +59,8 @@ struct Left {
 pub struct Attempt {
     /// Where the attempt may write. Checkpoints are in `checkpoints/` below it.
     pub dir: PathBuf,
+    /// Whether it is known that its key had no other attempt when it was made.
+    pub first: bool,
     layout: Layout,
     _lock: Hold,
 }
@@ -92,7 +94,7 @@ impl Attempt {
             return Ok(attempt);
         }
         loop {
-            layout.make_dir(&parent)?;
+            let first = layout.make_dir(&parent)?;
             let dir = parent.join(unique());
             match DirBuilder::new().mode(0o700).create(&dir) {
                 Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
@@ -105,7 +107,7 @@ impl Attempt {
             // A cleaner may come between the directory and its lock: then another one is made.
             let _ = tree::set_mode(&dir, layout.access().dir());
             if let Some(lock) = lock_shared(layout, &dir)? {
-                return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
+                return Ok(Attempt { dir, first, layout: layout.clone(), _lock: lock });
             }
         }
     }
@@ -123,7 +125,8 @@ impl Attempt {
         spares::rename(&path, parent).ok()?;
         loss::named(parent, Some(&path));
         let dir = parent.join(name);
-        Some(Attempt { dir, layout: layout.clone(), _lock: Hold::Kernel(lock) })
+        let _lock = Hold::Kernel(lock);
+        Some(Attempt { dir, first: true, layout: layout.clone(), _lock })
     }
 
     /// Made elsewhere, so that under its name it is never without its lock.
@@ -136,14 +139,14 @@ impl Attempt {
         let lock = Shared::take(lives, &lock).at("lock", &lock)?;
         let dir = parent.join(unique());
         for _ in 0..20 {
-            layout.make_dir(parent)?;
+            let first = layout.make_dir(parent)?;
             match fs::rename(&staged, &dir) {
                 // Its key's directory was empty, and somebody removed it.
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 result => {
                     result.at("create", &dir)?;
                     let lock = Hold::Leased { _lock: lock.moved(&dir) };
-                    return Ok(Attempt { dir, layout: layout.clone(), _lock: lock });
+                    return Ok(Attempt { dir, first, layout: layout.clone(), _lock: lock });
                 }
             }
         }
@@ -167,7 +170,7 @@ impl Attempt {
     fn locked(layout: Layout, dir: PathBuf) -> Result<Attempt> {
         let gone = || Err(io::Error::from(ErrorKind::NotFound)).at("lock", &dir);
         let lock = lock_shared(&layout, &dir)?.map_or_else(gone, Ok)?;
-        Ok(Attempt { dir, layout, _lock: lock })
+        Ok(Attempt { dir, first: false, layout, _lock: lock })
     }
 
     /// Where [`checkpoint::save`] seals this attempt's checkpoints.

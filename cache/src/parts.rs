@@ -23,7 +23,7 @@ use crate::store;
 use crate::tree::{self, Kind};
 
 /// A tensor smaller than this is not worth a file of its own.
-const LEAST: u64 = 16 << 10;
+pub(crate) const LEAST: u64 = 16 << 10;
 /// A file of more parts is kept whole: it is not made of weights.
 const MOST: usize = 20_000;
 /// A header larger than this is none (the format's own limit).

@@ -5,25 +5,28 @@
 //! input is closed; of the environment only what is listed below passes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{ErrorKind, PipeReader, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{PidfdFlags, Signal, pidfd_open};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::interpolate;
 use crate::mask::Masks;
 use crate::places;
-use crate::stage::{Cancelled, Context, Input, Ports, Stage};
+use crate::spawn::{Child, Program};
+use crate::stage::{Cancelled, Context, Ports, Stage};
 
 /// Variables of the user's environment that every command gets.
 const PASSED: [&str; 10] = [
@@ -119,14 +122,18 @@ impl Work {
     }
 
     fn fill(dir: PathBuf, params: &Params, ctx: &mut Context) -> Result<Work> {
-        places::make(&dir, &wanted(&ctx.inputs))?;
+        let wanted = wanted(ctx.inputs.keys());
+        match ctx.emptied.take() {
+            Some(there) => places::complete(&dir, there, &wanted)?,
+            None => places::make(&dir, &wanted)?,
+        }
         let mut values = BTreeMap::new();
         for (port, inputs) in &ctx.inputs {
             let folder = Path::new("in").join(port);
             let mut paths = Vec::new();
             for (i, input) in inputs.iter().enumerate() {
                 let mut path = folder.join(&input.name);
-                if dir.join(&path).symlink_metadata().is_ok() {
+                if inputs.len() > 1 && dir.join(&path).symlink_metadata().is_ok() {
                     path = folder.join(i.to_string()).join(&input.name);
                     fs::create_dir_all(dir.join(&path).parent().unwrap_or(&dir))?;
                 }
@@ -185,27 +192,26 @@ impl Work {
                 ctx.note(format!("`{name}` of `secrets` is not set in the environment"));
             }
         }
-        let mut process = Process::new(self.program(&arguments[0]));
-        process.args(&arguments[1..]).current_dir(&self.dir).stdin(Stdio::null()).env_clear();
-        process.envs(PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        process.envs(self.fill_env(&params.env)?).envs(secrets.iter().cloned()).process_group(0);
+        let mut environment: BTreeMap<OsString, OsString> =
+            PASSED.iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();
+        let own = self.fill_env(&params.env)?.into_iter().chain(secrets.iter().cloned());
+        environment.extend(own.map(|(name, value)| (name.into(), value.into())));
         // One pipe for both, so that nothing is put together of halves in the log.
-        let pipe = match secrets.is_empty() {
-            true => None,
-            false => {
-                let (reader, writer) = std::io::pipe()?;
-                process.stdout(writer.try_clone()?).stderr(writer);
-                Some(reader)
-            }
+        let (pipe, writer) = match secrets.is_empty() {
+            true => (None, None),
+            false => std::io::pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?,
         };
-        // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
-        unsafe {
-            process.pre_exec(|| {
-                Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
-            });
-        }
-        let mut child = process.spawn().map_err(|error| cannot_run(&arguments[0], &error))?;
-        drop(process); // and with it this side's end of the pipe
+        let input = File::open("/dev/null")?;
+        let program = Program {
+            name: &self.program(&arguments[0]),
+            arguments: &arguments[1..],
+            environment: environment.into_iter().collect(),
+            dir: &self.dir,
+            input: input.as_fd(),
+            output: writer.as_ref().map(AsFd::as_fd),
+        };
+        let mut child = program.spawn().map_err(|error| cannot_run(&arguments[0], &error))?;
+        drop(writer); // this side's end of the pipe
         let masks = Masks::new(secrets.iter().map(|(_, value)| value.as_str()));
         let ended = &AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -225,7 +231,7 @@ impl Work {
 
     /// Waits for the program; passes a cancel on, first politely.
     fn wait(&self, child: &mut Child, ctx: &mut Context) -> Result<ExitStatus> {
-        let group = Pid::from_child(child);
+        let group = child.id();
         // Tells the end at once; without it (an old kernel), it is asked for again and again.
         let ended = pidfd_open(group, PidfdFlags::empty()).ok();
         let (mut pause, mut asked, mut sealed) = (Duration::from_micros(200), None, Instant::now());
@@ -302,13 +308,12 @@ impl Work {
 }
 
 /// The directories that a command finds.
-fn wanted(inputs: &BTreeMap<String, Vec<Input>>) -> BTreeSet<PathBuf> {
+pub(crate) fn wanted<'a>(inputs: impl Iterator<Item = &'a String>) -> BTreeSet<PathBuf> {
     let mut places: BTreeSet<PathBuf> =
         ["", "out", "scratch", "checkpoint"].into_iter().map(PathBuf::from).collect();
-    if !inputs.is_empty() {
-        places.insert("in".into());
+    for port in inputs {
+        places.extend(["in".into(), Path::new("in").join(port)]);
     }
-    places.extend(inputs.keys().map(|port| Path::new("in").join(port)));
     places
 }
 

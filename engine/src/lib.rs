@@ -40,6 +40,7 @@ pub mod report;
 pub mod roots;
 pub mod run;
 pub mod schedule;
+mod spawn;
 pub mod spec;
 pub mod stage;
 pub mod tensors;

@@ -10,11 +10,37 @@ use std::path::{Path, PathBuf};
 /// Makes `dir` have these directories and nothing else. An earlier step may have left it: what it
 /// has of them is kept, since to make and remove directories is most of what a small step costs.
 pub(crate) fn make(dir: &Path, places: &BTreeSet<PathBuf>) -> std::io::Result<()> {
-    if !usable(dir) || clear(dir, Path::new(""), places).is_err() {
-        set_aside(dir)?;
+    let there = match empty(dir, places) {
+        Some(there) => there,
+        None => {
+            set_aside(dir)?;
+            BTreeSet::new()
+        }
+    };
+    complete(dir, there, places)
+}
+
+/// Removes all that is in `dir` but these directories; tells which of them are there, all empty.
+/// `None` of one that cannot be used.
+pub(crate) fn empty(dir: &Path, places: &BTreeSet<PathBuf>) -> Option<BTreeSet<PathBuf>> {
+    let mut there = BTreeSet::from([PathBuf::new()]);
+    usable(dir).then(|| clear(dir, Path::new(""), places, &mut there))?.ok()?;
+    Some(there)
+}
+
+/// Makes `dir`, which has the directories `there` and nothing else, have `places` and nothing else.
+pub(crate) fn complete(
+    dir: &Path,
+    there: BTreeSet<PathBuf>,
+    places: &BTreeSet<PathBuf>,
+) -> std::io::Result<()> {
+    // What is deeper comes later.
+    let gone: Vec<&PathBuf> = there.difference(places).collect();
+    for gone in gone.into_iter().rev().filter(|gone| !gone.as_os_str().is_empty()) {
+        fs::remove_dir(dir.join(gone))?;
     }
-    for place in places {
-        match fs::create_dir(dir.join(place)) {
+    for new in places.difference(&there) {
+        match fs::create_dir(dir.join(new)) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             result => result?,
         }
@@ -23,12 +49,20 @@ pub(crate) fn make(dir: &Path, places: &BTreeSet<PathBuf>) -> std::io::Result<()
 }
 
 /// Removes from `dir/below` all but the directories that are wanted.
-fn clear(dir: &Path, below: &Path, places: &BTreeSet<PathBuf>) -> std::io::Result<()> {
+fn clear(
+    dir: &Path,
+    below: &Path,
+    places: &BTreeSet<PathBuf>,
+    there: &mut BTreeSet<PathBuf>,
+) -> std::io::Result<()> {
     for item in fs::read_dir(dir.join(below))? {
         let item = item?;
         let (name, path) = (below.join(item.file_name()), item.path());
         match item.file_type()?.is_dir() {
-            true if places.contains(&name) && usable(&path) => clear(dir, &name, places)?,
+            true if places.contains(&name) && usable(&path) => {
+                clear(dir, &name, places, there)?;
+                there.insert(name);
+            }
             true => fs::remove_dir_all(path)?,
             false => fs::remove_file(path)?,
         }
@@ -94,6 +128,23 @@ mod tests {
         make(&work, &set(&["", "in", "out"])).unwrap();
         assert_eq!(below(&work), ["in", "out"]);
         assert!(work.join("in").symlink_metadata().unwrap().is_dir());
+    }
+
+    #[test]
+    fn what_is_known_to_be_empty_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        assert_eq!(empty(&work, &set(&["", "in"])), None, "it is not there");
+        make(&work, &set(&["", "in", "in/a", "in/b", "out"])).unwrap();
+        fs::write(work.join("in/a/f"), "bytes").unwrap();
+        fs::write(work.join("f"), "bytes").unwrap();
+        let there = empty(&work, &set(&["", "in", "in/a", "out", "more"])).unwrap();
+        assert_eq!(there, set(&["", "in", "in/a", "out"]));
+        assert_eq!(below(&work), ["in", "in/a", "out"]);
+        complete(&work, there, &set(&["", "in", "in/c", "more"])).unwrap();
+        assert_eq!(below(&work), ["in", "in/c", "more"]);
+        complete(&work, set(&["", "in", "in/c", "more"]), &set(&["", "out"])).unwrap();
+        assert_eq!(below(&work), ["out"]);
     }
 
     #[test]

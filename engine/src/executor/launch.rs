@@ -235,7 +235,8 @@ impl Executor<'_> {
             && claim.is_some()
             && let Some((worker, attempt)) = self.resumed(&key)
         {
-            self.started(at, key, claim, Begun { worker, attempt, gpus });
+            let resumed = self.resumes(&key, &attempt);
+            self.started(at, key, claim, Begun { worker, attempt, gpus, resumed });
             return Ok(());
         }
         let attempt = self.cache.attempt(&key).map_err(|e| cannot("make an attempt", &e))?;
@@ -246,18 +247,28 @@ impl Executor<'_> {
         let worker = self.pool.take(&wanted.wanted(), &dir.join(LOG));
         let worker = worker.map_err(|e| cannot("start a worker", &e))?;
         let order = self.order(step, key, threads, inputs, &dir);
-        self.started(at, key, claim, Begun { worker, attempt, gpus });
-        if self.pool.order(worker, &order).is_err() {
+        let resumed = self.resumes(&key, &attempt);
+        // First of all, so that nobody waits for what is only told and noted.
+        let ordered = self.pool.order(worker, &order);
+        self.started(at, key, claim, Begun { worker, attempt, gpus, resumed });
+        if ordered.is_err() {
             self.lost(at, Failure::Crash);
         }
         Ok(())
     }
 
+    /// Where the step will go on.
+    fn resumes(&self, key: &Key, attempt: &cache::Attempt) -> Option<u64> {
+        if attempt.first {
+            return None;
+        }
+        self.cache.checkpoint_latest(key).map(|(position, _)| position)
+    }
+
     /// Somebody works at a step, or will.
     fn started(&mut self, at: usize, key: Key, claim: Option<cache::Claim>, begun: Begun) {
         let step = self.steps[at];
-        let Begun { worker, attempt, gpus } = begun;
-        let resumed = self.cache.checkpoint_latest(&key).map(|(position, _)| position);
+        let Begun { worker, attempt, gpus, resumed } = begun;
         let dir = attempt.dir.strip_prefix(self.cache.root()).unwrap_or(&attempt.dir);
         let dir = dir.display().to_string();
         self.attempts[step] += 1;
@@ -312,6 +323,7 @@ struct Begun {
     worker: u64,
     attempt: cache::Attempt,
     gpus: Vec<String>,
+    resumed: Option<u64>,
 }
 
 /// Gives everything from a hub one place below `dir`, with its own files and no others: links to
