@@ -113,11 +113,6 @@ impl Board {
         }
     }
 
-    /// Where a step stands.
-    pub fn stand(&self, step: usize) -> Option<&Stand> {
-        self.now.steps.get(step)
-    }
-
     /// The board `t` seconds after the start of the run, for a terminal of `width` columns and
     /// `height` lines: fewer lines than that, none as wide.
     pub fn lines(

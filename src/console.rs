@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::event::{Event, Failure, Job, Shared, Stamped, Summary};
 use engine::gpu::Gpu;
-use engine::history::now::Stand;
+use engine::history::now::{Now, Stand};
 use engine::plan::Plan;
 use engine::stage::Report;
 
@@ -24,8 +24,9 @@ pub struct Console {
     names: Vec<String>,
     quiet: bool,
     json: bool,
-    board: Arc<Mutex<Board>>,
-    live: Option<Screen>,
+    live: Option<(Screen, Arc<Mutex<Board>>)>,
+    /// Without a board.
+    now: Now,
     /// When progress of a step was last told in a plain line.
     told: HashMap<usize, Instant>,
     paint: Paint,
@@ -41,20 +42,13 @@ impl Console {
         gpus: &[Gpu],
     ) -> Console {
         let wanted = Screen::possible() && !quiet && !json;
-        let expected = if wanted { expected() } else { vec![None; plan.steps.len()] };
-        let board = Arc::new(Mutex::new(Board::new(plan, expected)));
-        let (drawn, mut look, began) = (board.clone(), Look::new(gpus), Instant::now());
-        let lines = move |columns, rows| {
-            let machine = look.at();
-            let t = began.elapsed().as_secs_f64();
-            lock(&drawn).lines(t, machine, (columns, rows), Paint::stderr())
-        };
+        let live = wanted.then(|| live(Board::new(plan, expected()), Look::new(gpus)));
         Console {
             names: plan.steps.iter().map(|step| clean(&step.name)).collect(),
             quiet,
             json,
-            board,
-            live: wanted.then(|| Screen::show(Box::new(lines))),
+            now: Now::new(if live.is_some() { 0 } else { plan.steps.len() }),
+            live,
             told: HashMap::new(),
             paint: Paint::stderr(),
         }
@@ -66,7 +60,10 @@ impl Console {
             out::line(serde_json::to_string(stamped).unwrap_or_default());
             return;
         }
-        lock(&self.board).take(stamped);
+        match &self.live {
+            Some((_, board)) => lock(board).take(stamped),
+            None => self.now.take(stamped),
+        }
         match &stamped.event {
             Event::Launched { step, resumed, .. } => self.launched(*step, *resumed),
             Event::Reported { step, report } => self.reported(*step, report, stamped.t),
@@ -90,8 +87,8 @@ impl Console {
             | Event::Durable { .. }
             | Event::Ended { .. } => {}
         }
-        if let Some(live) = &self.live {
-            live.touch();
+        if let Some((screen, _)) = &self.live {
+            screen.touch();
         }
     }
 
@@ -163,7 +160,7 @@ impl Console {
             return;
         }
         self.told.insert(step, Instant::now());
-        let text = match lock(&self.board).stand(step) {
+        let text = match self.now.steps.get(step) {
             Some(Stand::Running(running)) => at_work(running, t),
             _ => return,
         };
@@ -203,6 +200,18 @@ impl Console {
         }
         out::message(text);
     }
+}
+
+/// Draws the board again and again until the screen is dropped.
+fn live(board: Board, mut look: Look) -> (Screen, Arc<Mutex<Board>>) {
+    let board = Arc::new(Mutex::new(board));
+    let (drawn, began) = (board.clone(), Instant::now());
+    let lines = move |columns, rows| {
+        let machine = look.at();
+        let t = began.elapsed().as_secs_f64();
+        lock(&drawn).lines(t, machine, (columns, rows), Paint::stderr())
+    };
+    (Screen::show(Box::new(lines)), board)
 }
 
 /// Whoever panicked with it has told so; a board is never half changed in a way that matters.

@@ -59,14 +59,10 @@ fn tell(brief: &Brief, plan: &Plan, now: &Now) {
     out::line(format!("  {}", counts(now, brief.state == State::Running)));
     let told = plan.steps.iter().zip(&now.steps).filter_map(|(step, stand)| {
         let (word, text) = match stand {
-            Stand::Running(Running { queued: Some((job, reason)), .. })
-                if brief.state == State::Running =>
-            {
-                (paint.yellow("queued "), in_queue(job, reason))
-            }
-            Stand::Running(running) if brief.state == State::Running => {
-                (paint.bold("running"), at_work(running, brief.seconds))
-            }
+            Stand::Running(running) if brief.state == State::Running => match &running.queued {
+                Some((job, reason)) => (paint.yellow("queued "), in_queue(job, reason)),
+                None => (paint.bold("running"), at_work(running, brief.seconds)),
+            },
             Stand::Running(running) => (paint.yellow("stopped"), at_work(running, now.t)),
             Stand::Waiting { holder } if brief.state == State::Running => {
                 (paint.yellow("waiting"), format!("for {}", clean(holder)))

@@ -16,8 +16,8 @@ pub enum Stand {
         /// Which.
         holder: String,
     },
-    /// A worker has it.
-    Running(Running),
+    /// A worker has it. In a box, since there is a stand for every step and few are at work.
+    Running(Box<Running>),
     /// Its result was there.
     Cached,
     /// Done in this run.
@@ -107,7 +107,7 @@ impl Now {
             Event::Waiting { step, holder } => (*step, Stand::Waiting { holder: holder.clone() }),
             Event::Launched { step, dir, .. } => {
                 let running = Running { since: stamped.t, dir: dir.clone(), ..Running::default() };
-                (*step, Stand::Running(running))
+                (*step, Stand::Running(Box::new(running)))
             }
             Event::Finished { step, seconds, .. } => (*step, Stand::Ran { seconds: *seconds }),
             Event::Failed { step, retry: true, .. } => (*step, Stand::Pending),
