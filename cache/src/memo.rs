@@ -29,6 +29,8 @@ pub(crate) const MAGIC: &[u8] = b"pipe memo 2\n";
 /// Directories of entries.
 pub(crate) const SHARDS: usize = 256;
 pub(crate) const STAMP: usize = 40;
+/// Digest of all that follows it.
+pub(crate) const SUM: usize = 32;
 /// Key, stamp, place of the rest.
 pub(crate) const ROW: usize = 32 + STAMP + 4;
 /// So many disposable files of a kind are kept.
@@ -163,7 +165,12 @@ impl Memo {
         order: &[Key],
         carried: Option<&Carried<'_>>,
     ) -> Result<()> {
-        let mut body = Vec::with_capacity(head.len() + 128 * order.len() + SHARDS * STAMP);
+        let files: usize = self.files.iter().map(|(path, record)| path.len() + record.len()).sum();
+        let hits = self.made.len() + self.hits.len() * ROW + 4 * order.len();
+        let room = head.len() + SHARDS * STAMP + files + 8 * self.files.len() + hits + 256;
+        let mut body = Vec::with_capacity(room);
+        body.extend_from_slice(MAGIC);
+        body.extend_from_slice(&[0; SUM]);
         put(&mut body, head.len() as u32);
         body.extend_from_slice(head);
         for stamp in &self.shards {
@@ -172,8 +179,9 @@ impl Memo {
         }
         self.write_files(&mut body, carried);
         self.write_hits(&mut body, order, carried);
-        let sum = Digest::of(&body);
-        cache.keep_file(name, &[MAGIC, sum.as_bytes(), &body].concat())
+        let (start, rest) = body.split_at_mut(MAGIC.len() + SUM);
+        start[MAGIC.len()..].copy_from_slice(Digest::of(rest).as_bytes());
+        cache.keep_file(name, &body)
     }
 
     fn write_files(&mut self, body: &mut Vec<u8>, carried: Option<&Carried<'_>>) {
@@ -182,16 +190,20 @@ impl Memo {
         let new = self.files.iter().map(|(path, record)| (&**path, &**record));
         let old = carried.into_iter().flat_map(Carried::records);
         let all = merged(old, new);
-        let mut records = Vec::new();
         put(body, all.len() as u32);
-        for (path, record) in all {
-            put(body, records.len() as u32);
-            put(&mut records, path.len() as u32);
-            records.extend_from_slice(path);
-            records.extend_from_slice(record);
+        let mut place = 0;
+        for (path, record) in &all {
+            put(body, place as u32);
+            place += 4 + path.len() + record.len();
         }
-        put(body, records.len() as u32);
-        body.append(&mut records);
+        put(body, place as u32);
+        for (path, record) in all {
+            put(body, path.len() as u32);
+            body.extend_from_slice(path);
+            body.extend_from_slice(record);
+        }
+        // There may be very many.
+        self.files = Vec::new();
     }
 
     fn write_hits(&mut self, body: &mut Vec<u8>, order: &[Key], carried: Option<&Carried<'_>>) {

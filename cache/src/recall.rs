@@ -15,7 +15,7 @@ use crate::bytes_of::Reader;
 use crate::cache::Cache;
 use crate::digest::{Digest, Key};
 use crate::layout::Layout;
-use crate::memo::{Carried, FILE, Hit, MAGIC, Memo, ROW, SEAL, SHARDS, STAMP};
+use crate::memo::{Carried, FILE, Hit, MAGIC, Memo, ROW, SEAL, SHARDS, STAMP, SUM};
 use crate::memo::{one_of, parse, shards};
 use crate::stat::Stamp;
 
@@ -262,7 +262,7 @@ fn unchanged(path: &Path, record: &[u8]) -> Option<(Digest, Stamp)> {
 impl Parts {
     /// Checks the whole and finds its parts.
     fn of(bytes: &[u8]) -> Option<Parts> {
-        let start = MAGIC.len() + 32;
+        let start = MAGIC.len() + SUM;
         let mut reader = Reader(bytes.strip_prefix(MAGIC)?);
         let sum: [u8; 32] = reader.take(32)?.try_into().ok()?;
         let hash = match reader.0.len() {

@@ -179,7 +179,7 @@ impl Estimator<'_> {
             Source::Path { path } => match self.seen.files.get(path.as_os_str()) {
                 Some(Ok(files)) => files
                     .iter()
-                    .map(|file| self.there(&file.name, &file.path, file.bytes, None))
+                    .map(|file| self.there(&file.name(), &file.path, file.bytes, None))
                     .collect(),
                 _ => Vec::new(),
             },

@@ -12,8 +12,6 @@ use crate::hub::Snapshot;
 pub struct UserFile {
     /// Absolute path.
     pub path: PathBuf,
-    /// Base name.
-    pub name: String,
     /// Digest of its bytes.
     pub digest: Digest,
     /// File or directory.
@@ -58,15 +56,8 @@ impl UserFile {
         let what = |e: &dyn std::fmt::Display| format!("cannot read `{}`: {e}", path.display());
         let before = stamps(path).map_err(|e| what(&e))?;
         let (digest, kind, bytes) = hash().map_err(|e| what(&e))?;
-        let file = UserFile {
-            path: path.to_path_buf(),
-            name: base_name(path),
-            digest,
-            kind,
-            bytes,
-            known: false,
-            stamp: before,
-        };
+        let file =
+            UserFile { path: path.to_path_buf(), digest, kind, bytes, known: false, stamp: before };
         file.unchanged()?;
         Ok(file)
     }
@@ -76,13 +67,17 @@ impl UserFile {
         let (digest, stamp) = earlier.file(path)?;
         Some(UserFile {
             path: path.to_path_buf(),
-            name: base_name(path),
             digest,
             kind: Kind::File,
             bytes: stamp.size,
             known: true,
             stamp: vec![stamp],
         })
+    }
+
+    /// Base name.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// An error if the file is not the one that was hashed.
@@ -94,10 +89,6 @@ impl UserFile {
             Err(e) => Err(format!("`{path}` vanished while it was in use: {e}")),
         }
     }
-}
-
-fn base_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Notes what `pattern` stood for; `false` when something is so young that it may change unseen.

@@ -204,7 +204,7 @@ fn from_files(inputs: &Inputs<'_>, path: &Path, found: &mut Vec<Artifact>) -> Re
         .ok_or_else(|| format!("`{}` was not read", path.display()))?;
     found.extend(files.as_ref().map_err(Clone::clone)?.iter().map(|file| Artifact {
         index: None,
-        name: file.name.clone(),
+        name: file.name(),
         digest: file.digest,
         kind: file.kind,
         bytes: file.bytes,

@@ -137,7 +137,11 @@ impl Finder {
                 true => UserFile::reread(path),
                 false => UserFile::read(cache, path),
             };
-            inputs::find(path)?.iter().map(read).collect()
+            let mut files: Vec<UserFile> =
+                inputs::find(path)?.iter().map(read).collect::<Result<_, String>>()?;
+            // Most often it is one, and there may be very many patterns.
+            files.shrink_to_fit();
+            Ok(files)
         })
     }
 

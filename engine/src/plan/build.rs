@@ -225,7 +225,8 @@ fn arranged(steps: Vec<Step>, order: &[usize]) -> (Vec<Step>, Vec<usize>) {
     let mut position = vec![0; steps.len()];
     order.iter().enumerate().for_each(|(to, &from)| position[from] = to);
     let mut slots: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
-    let mut arranged: Vec<Step> = order.iter().filter_map(|&from| slots[from].take()).collect();
+    let mut arranged: Vec<Step> = Vec::with_capacity(order.len());
+    arranged.extend(order.iter().filter_map(|&from| slots[from].take()));
     for step in &mut arranged {
         step.after.iter_mut().for_each(|at| *at = position[*at]);
         step.inputs.iter_mut().flat_map(|port| &mut port.sources).for_each(|s| moved(s, &position));

@@ -65,7 +65,7 @@ pub fn parse(bytes: &[u8]) -> Option<Plan> {
     let mut tables = Tables { texts: texts?, ..Tables::default() };
     tables.shared = tables.texts.iter().map(|_| OnceLock::new()).collect();
     let params = take_all(&mut body)?;
-    tables.params = params.into_iter().map(Params::of_bytes).collect::<Option<_>>()?;
+    tables.params = params.into_iter().map(Params::of_bytes).collect();
     let (common, pieces) = (take_all(&mut body)?, take_all(&mut body)?);
     let of = |bytes| Reader { bytes, tables: &tables };
     let common = common.into_par_iter().with_min_len(PIECE).map(|bytes| of(bytes).common());

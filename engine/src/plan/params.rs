@@ -24,7 +24,7 @@ impl Params {
             return None;
         }
         for _ in 0..number(&mut bytes)? {
-            if text(&mut bytes)? == name {
+            if bytes_of(&mut bytes)? == name.as_bytes() {
                 return take(&mut bytes);
             }
             skip(&mut bytes)?;
@@ -37,11 +37,9 @@ impl Params {
         &self.0
     }
 
-    /// And back; `None` of any other bytes.
-    pub(super) fn of_bytes(bytes: &[u8]) -> Option<Params> {
-        let mut rest = bytes;
-        skip(&mut rest)?;
-        rest.is_empty().then(|| Params(bytes.into()))
+    /// And back: only of what [`Params::bytes`] gave, as a digest over it tells.
+    pub(super) fn of_bytes(bytes: &[u8]) -> Params {
+        Params(bytes.into())
     }
 
     /// Holds what `other` holds, if that is the same.
@@ -162,9 +160,13 @@ pub(super) fn cut<'a>(from: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     Some(cut)
 }
 
-fn text<'a>(from: &mut &'a [u8]) -> Option<&'a str> {
+fn bytes_of<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
     let len = number(from)? as usize;
-    std::str::from_utf8(cut(from, len)?).ok()
+    cut(from, len)
+}
+
+fn text<'a>(from: &mut &'a [u8]) -> Option<&'a str> {
+    std::str::from_utf8(bytes_of(from)?).ok()
 }
 
 fn float(from: &mut &[u8]) -> Option<f64> {
@@ -204,10 +206,10 @@ fn skip(from: &mut &[u8]) -> Option<()> {
             number(from)?;
         }
         5 => {
-            Number::from_f64(float(from)?)?;
+            cut(from, 8)?;
         }
         6 => {
-            text(from)?;
+            bytes_of(from)?;
         }
         ARRAY => {
             for _ in 0..number(from)? {
@@ -216,7 +218,7 @@ fn skip(from: &mut &[u8]) -> Option<()> {
         }
         OBJECT => {
             for _ in 0..number(from)? {
-                text(from)?;
+                bytes_of(from)?;
                 skip(from)?;
             }
         }
@@ -255,12 +257,9 @@ mod tests {
             for name in ["", "a", "b", "ab", "none"] {
                 prop_assert_eq!(params.get(name), value.get(name).cloned());
             }
-            prop_assert_eq!(Params::of_bytes(params.bytes()), Some(params.clone()));
+            prop_assert_eq!(&Params::of_bytes(params.bytes()), &params);
             let text = serde_json::to_string(&params).unwrap();
             prop_assert_eq!(text, value.to_string());
-            for at in 0..params.bytes().len() {
-                prop_assert_eq!(Params::of_bytes(&params.bytes()[..at]), None);
-            }
         }
     }
 
