@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Cancel, Shape};
 use super::clerk::{self, Ask, Said};
+use super::courier::{Carrier, Courier, News};
+use super::desk::{self, Address};
 use super::journal::{self, Journal, Line, Places};
 use super::orphans::{By, Orphan};
 use super::pilot::Queue;
@@ -26,6 +28,8 @@ const BEAT: Duration = Duration::from_secs(2);
 const FAREWELLS: Duration = Duration::from_secs(2);
 /// And the batch system's answers.
 const LAST_WORDS: Duration = Duration::from_secs(20);
+/// What a run has left in a remote is removed by others after so many seconds.
+const KEPT_S: f64 = 30.0 * 86_400.0;
 /// Pauses between looks at the mailbox, from first to longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
@@ -33,6 +37,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 pub(super) enum Inbox {
     Command(Command),
     Said(Said),
+    News(News),
+}
+
+impl From<News> for Inbox {
+    fn from(news: News) -> Inbox {
+        Inbox::News(news)
+    }
 }
 
 impl From<Said> for Inbox {
@@ -139,6 +150,13 @@ pub(super) struct Pilots {
     pub barren: u32,
 }
 
+/// By what nodes are reached that see none of this machine's directories.
+pub(super) struct Far {
+    pub address: Address,
+    pub courier: Courier,
+    remote: cache::remote::Remote,
+}
+
 pub(super) struct Driver {
     pub settings: Settings,
     pub run: PathBuf,
@@ -149,6 +167,9 @@ pub(super) struct Driver {
     pub default_s: Option<u64>,
     pub places: Places,
     pub store: PathBuf,
+    /// Where nodes share no directory with this machine, and when all was taken that they had left.
+    pub far: Option<Far>,
+    pub looked: Option<Instant>,
     pub build: String,
     messages: Messages,
     inbox: Receiver<Inbox>,
@@ -186,6 +207,7 @@ impl Driver {
     pub fn new(
         setup: Setup,
         store: &Path,
+        carrier: Option<Carrier>,
         build: &str,
         messages: Messages,
     ) -> io::Result<(Sender<Inbox>, Driver)> {
@@ -195,6 +217,8 @@ impl Driver {
         }
         let journal = Journal::create(&setup.run)?;
         let (sender, inbox) = channel();
+        let far = carrier.map(|carrier| Far::start(carrier, &setup, &places, &sender));
+        let far = far.transpose()?;
         let now = Instant::now();
         let driver = Driver {
             settings: setup.settings,
@@ -207,6 +231,8 @@ impl Driver {
             mails: BTreeSet::from([places.mail()]),
             places,
             store: store.to_path_buf(),
+            far,
+            looked: None,
             build: build.into(),
             messages,
             inbox,
@@ -278,6 +304,7 @@ impl Driver {
             Inbox::Said(Said::Polled { names, asked, result }) => {
                 self.polled(&names, asked, result);
             }
+            Inbox::News(news) => self.take_news(news),
             Inbox::Said(Said::Cancelled { ids, how, well }) => {
                 self.cancelling -= 1;
                 if !well {
@@ -303,9 +330,33 @@ impl Driver {
         };
         self.by_name.insert(name, worker);
         self.jobs.insert(worker, job);
+        match self.far {
+            Some(_) => self.dispatch(worker),
+            None => self.wait(worker, pilot),
+        }
+    }
+
+    /// Lets an order wait for others that can be submitted with it.
+    fn wait(&mut self, worker: u64, pilot: bool) {
         self.waiting.push((worker, pilot));
         let now = Instant::now();
         self.came = Some((self.came.map_or(now, |(first, _)| first), now));
+    }
+
+    fn take_news(&mut self, news: News) {
+        match news {
+            News::Looked(at) => self.looked = Some(at),
+            News::Ready(worker) if self.jobs.contains_key(&worker) => self.wait(worker, false),
+            News::Waits(worker, reason) if self.jobs.contains_key(&worker) => {
+                self.tell_job(worker, Told::Queued { job: String::new(), reason });
+            }
+            News::Refused(worker, answer) if self.jobs.contains_key(&worker) => {
+                self.forget(worker);
+                self.tell(worker, answer);
+            }
+            // Given up meanwhile.
+            News::Ready(_) | News::Waits(..) | News::Refused(..) => {}
+        }
     }
 
     fn attach(&mut self, worker: u64, orphan: Orphan) {
@@ -314,8 +365,12 @@ impl Driver {
             By::Task { name, array, task, single } | By::Pilot { name, array, task, single } => {
                 (name.clone(), array.clone(), *task, *single)
             }
+            By::Nobody => return self.attach_finished(worker, orphan.attempt, dir),
             By::Queue { .. } => return,
         };
+        if let Some(far) = &self.far {
+            far.courier.also(&orphan.run, orphan.mail.clone());
+        }
         let line = Line::Attached {
             name: name.clone(),
             id: array.clone(),
@@ -351,6 +406,27 @@ impl Driver {
         // It may have ended in the moment in which its mailbox was not ours.
         self.look_for_exit(worker);
         self.poll_soon();
+    }
+
+    /// Takes what an attempt of another leader came to.
+    fn attach_finished(&mut self, worker: u64, attempt: String, dir: PathBuf) {
+        let job = Job {
+            dir,
+            name: attempt.clone(),
+            shape: Shape::default(),
+            order: None,
+            at: At::Waiting,
+            read: 0,
+            place: None,
+            reason: None,
+            missing: None,
+        };
+        self.by_name.insert(attempt, worker);
+        self.jobs.insert(worker, job);
+        self.look_for_exit(worker);
+        if self.jobs.contains_key(&worker) {
+            self.lose(worker, Failure::Lost, "its record is gone".into());
+        }
     }
 
     /// Tells the executor something of a step.
@@ -470,6 +546,9 @@ impl Driver {
         let left = self.cancelling > 0 || !self.unheard.is_empty();
         if !left && !self.arrays.values().any(unsure) {
             Journal::close(&self.run);
+            if let Some(far) = self.far.take() {
+                far.clear(&self.run);
+            }
         }
     }
 
@@ -515,5 +594,32 @@ impl Driver {
     pub fn poll_soon(&mut self) {
         self.poll_pause = submit::POLL;
         self.poll_at = self.poll_at.min(Instant::now() + submit::POLL);
+    }
+}
+
+impl Far {
+    fn start(
+        carrier: Carrier,
+        setup: &Setup,
+        places: &Places,
+        tell: &Sender<Inbox>,
+    ) -> io::Result<Far> {
+        let remote = carrier.remote.clone();
+        let address = Address::new(&remote, &setup.id);
+        address.keep(&setup.run)?;
+        let own = address.desk(&remote).expect("it was made for this one");
+        let courier = Courier::start(carrier, own, places.mail(), tell.clone());
+        Ok(Far { address, courier, remote })
+    }
+
+    /// Removes what the run has in the remote, and what others left there long ago. What cannot be
+    /// removed now is, some day, by others.
+    fn clear(self, run: &Path) {
+        let own = self.courier.own.clone();
+        drop(self.courier);
+        if own.clear().is_ok() {
+            desk::forget(run);
+            desk::sweep(&self.remote, &crate::run::timestamp((crate::run::now() - KEPT_S) as u64));
+        }
     }
 }

@@ -10,9 +10,12 @@ use cache::{Cache, Key};
 
 use super::agent::waiting;
 use super::batch::{Batch, State, Status};
+use super::courier::Carrier;
+use super::desk::{self, Address};
 use super::journal::{self, Line, Places};
 use super::pilot::Queue;
-use super::records::{self, EXIT};
+use super::records::{self, EXIT, Exit};
+use crate::wire::Answer;
 
 /// How long an answer of the batch system is waited for: without it work may be done twice.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -22,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub(super) struct Orphan {
     /// Its name.
     pub attempt: String,
+    /// The record of the run it was of.
+    pub run: PathBuf,
     /// Where its end is announced.
     pub mail: PathBuf,
     /// Who has it.
@@ -37,6 +42,8 @@ pub(super) enum By {
     Pilot { name: String, array: String, task: usize, single: bool },
     /// Nobody yet: it waits in the queue of pilots.
     Queue { file: PathBuf },
+    /// Nobody any more: it is over, and its results are in a remote.
+    Nobody,
 }
 
 impl Orphan {
@@ -47,12 +54,17 @@ impl Orphan {
             let _ = fs::remove_file(file);
             return false;
         }
-        dir.exists() && !records::path(dir, EXIT).exists()
+        dir.exists() && (self.by == By::Nobody) == records::path(dir, EXIT).exists()
     }
 }
 
 /// Attempts of the runs recorded in `runs` that are not over, by key.
-pub(super) fn find(runs: &[PathBuf], cache: &Cache, batch: &mut dyn Batch) -> HashMap<Key, Orphan> {
+pub(super) fn find(
+    runs: &[PathBuf],
+    cache: &Cache,
+    carrier: Option<&Carrier>,
+    batch: &mut dyn Batch,
+) -> HashMap<Key, Orphan> {
     let runs: Vec<(&PathBuf, Vec<Line>)> = runs
         .iter()
         .filter(|run| !crate::history::alive(run))
@@ -69,10 +81,18 @@ pub(super) fn find(runs: &[PathBuf], cache: &Cache, batch: &mut dyn Batch) -> Ha
         all.into_iter().filter(|s| matches!(s.state, State::Pending | State::Running)).collect();
     let mut found = HashMap::new();
     for (run, lines) in &runs {
-        let places = Places::of(run);
-        let theirs = of_run(&places, lines, &alive);
+        let (places, address) = (Places::of(run), Address::of(run));
+        // Now, when it is known who lives: what ended before has left its record.
+        if address.as_ref().is_some_and(|address| !reached(address, run, carrier)) {
+            continue;
+        }
+        let mut theirs = of_run(&places, lines, &alive);
+        if address.is_some() {
+            theirs.extend(finished(&places, lines, cache));
+        }
         if theirs.is_empty() && !journal::is_unsettled(run, lines) {
             journal::Journal::close(run);
+            desk::forget(run);
         }
         for orphan in theirs {
             let key = orphan.attempt.split('.').next().and_then(|key| key.parse::<Key>().ok());
@@ -83,6 +103,34 @@ pub(super) fn find(runs: &[PathBuf], cache: &Cache, batch: &mut dyn Batch) -> Ha
         }
     }
     found
+}
+
+/// Whether what is at the desk of a run could be brought: without, nothing is known of its jobs.
+fn reached(address: &Address, run: &Path, carrier: Option<&Carrier>) -> bool {
+    let desk = carrier.and_then(|carrier| Some((carrier, address.desk(&carrier.remote)?)));
+    desk.is_some_and(|(carrier, desk)| carrier.take(&desk, &Places::of(run).mail()).is_ok())
+}
+
+/// Attempts of a run that ended well on their nodes, and whose leader was gone before it knew.
+fn finished(places: &Places, lines: &[Line], cache: &Cache) -> Vec<Orphan> {
+    let attempts = lines.iter().flat_map(|line| match line {
+        Line::Submits { attempts, .. } => attempts.clone(),
+        Line::Attached { attempt, .. } => vec![attempt.clone()],
+        Line::Submitted { .. } => Vec::new(),
+    });
+    let well = |attempt: &String| {
+        let exit = records::dir_of(cache.root(), attempt).map(|dir| records::path(&dir, EXIT));
+        let exit = exit.and_then(|path| records::read::<Exit>(&path));
+        exit.is_some_and(|exit| matches!(exit.answer, Answer::Done { .. }))
+    };
+    let orphan =
+        |attempt| Orphan { attempt, run: run_of(places), mail: places.mail(), by: By::Nobody };
+    attempts.filter(well).map(orphan).collect()
+}
+
+/// The record of a run.
+fn run_of(places: &Places) -> PathBuf {
+    places.root.parent().unwrap_or(&places.root).to_path_buf()
 }
 
 /// What is known of the arrays; `None` when nobody says.
@@ -112,6 +160,7 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
             let of = alive.iter().find(|s| s.name == *name && s.task == task);
             orphans.extend(of.map(|status| Orphan {
                 attempt: attempt.clone(),
+                run: run_of(places),
                 mail: places.mail(),
                 by: By::Task {
                     name: name.clone(),
@@ -130,7 +179,7 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
         for file in waiting(&queue.queue()).into_iter().filter(|_| any) {
             let attempt = attempt_of(&file);
             let by = By::Queue { file: queue.queue().join(&file) };
-            orphans.push(Orphan { attempt, mail: places.mail(), by });
+            orphans.push(Orphan { attempt, run: run_of(places), mail: places.mail(), by });
         }
         for file in waiting(&queue.taken()) {
             let Some((order, job)) = file.split_once('@') else { continue };
@@ -142,7 +191,8 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
                 task: status.task,
                 single: !status.id.contains('_'),
             };
-            orphans.push(Orphan { attempt: attempt_of(order), mail: places.mail(), by });
+            let (attempt, run) = (attempt_of(order), run_of(places));
+            orphans.push(Orphan { attempt, run, mail: places.mail(), by });
         }
     }
     orphans

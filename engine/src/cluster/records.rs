@@ -101,6 +101,19 @@ pub(crate) fn write(path: &Path, record: &impl Serialize) -> io::Result<()> {
     fs::rename(&staged, path).inspect_err(|_| drop(fs::remove_file(&staged)))
 }
 
+/// Writes a text that only its user may read.
+pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(text.as_bytes())
+}
+
 fn stage(path: &Path, record: &impl Serialize) -> io::Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Array, Cancel, Refusal, Shape};
 use super::clerk::Ask;
+use super::desk::Address;
 use super::driver::{At, Batched, Driver, Pilots, Sent};
 use super::journal::Line;
+use super::node::NO_CACHE;
 use super::pilot::{BRIEF, Brief, Queue};
 use super::records::{self, ORDER, Ordered};
 use super::slurm::script::script;
@@ -66,7 +68,12 @@ impl Driver {
         let (limit_s, margin_s) = self.times(shape.time_s);
         let mut names = Vec::new();
         for &worker in workers {
-            match self.write_order(worker, limit_s, margin_s) {
+            let written = match (&self.far, self.jobs.get(&worker)) {
+                // It is there already.
+                (Some(_), Some(job)) => Ok(job.name.clone()),
+                _ => self.write_order(worker, limit_s, margin_s),
+            };
+            match written {
                 Ok(name) => names.push((worker, name)),
                 Err(error) => {
                     let message = format!("cannot write its order: {error}");
@@ -77,17 +84,15 @@ impl Driver {
         let Some((_, first)) = names.first() else { return };
         self.numbers += 1;
         let name = format!("pipe-{}-{}-{}", self.id, self.numbers, &first[..8]);
-        let list = self.places.jobs().join(format!("{}.list", self.numbers));
         let attempts: Vec<String> = names.iter().map(|(_, name)| name.clone()).collect();
-        let args = ["--list".to_string(), list.display().to_string()];
-        let written = fs::write(&list, attempts.join("\n") + "\n");
+        let command = self.command_of(&attempts);
         let workers: Vec<u64> = names.iter().map(|(worker, _)| *worker).collect();
         for (task, &worker) in workers.iter().enumerate() {
             let at = At::Task { array: name.clone(), task };
             self.jobs.get_mut(&worker).expect("just written").at = at;
         }
-        let batched =
-            written.and_then(|()| self.batched(name, shape, workers.len(), margin_s, &args));
+        let batched = command
+            .and_then(|command| self.batched(name, shape, workers.len(), margin_s, &command));
         match batched {
             Ok(batched) => self.send(Batched { workers, ..batched }, attempts),
             Err(error) => {
@@ -95,6 +100,38 @@ impl Driver {
                     self.lose(worker, Failure::Lost, format!("cannot write its job: {error}"));
                 }
             }
+        }
+    }
+
+    /// What tasks run, and what they read, so that each takes its own of these attempts.
+    fn command_of(&self, attempts: &[String]) -> std::io::Result<(Vec<String>, String)> {
+        let lines = attempts.join("\n") + "\n";
+        let Some(far) = &self.far else {
+            let list = self.places.jobs().join(format!("{}.list", self.numbers));
+            fs::write(&list, lines)?;
+            let command =
+                [&self.store.display().to_string(), "--list", &list.display().to_string()];
+            return Ok((command.map(String::from).to_vec(), String::new()));
+        };
+        let store = self.settings.node_cache.as_deref().unwrap_or(NO_CACHE);
+        let Address { remote, run, word } = &far.address;
+        let command = [store, "--list", "/dev/stdin", "--remote", remote, "--run", run];
+        Ok((command.map(String::from).to_vec(), format!("{word}\n{lines}")))
+    }
+
+    /// Brings an order, and what its step needs, where a node finds it; it is submitted after.
+    pub fn dispatch(&mut self, worker: u64) {
+        let Some(shape) = self.jobs.get(&worker).map(|job| job.shape.clone()) else { return };
+        let (limit_s, margin_s) = self.times(shape.time_s);
+        let (dir, ordered) = self.ordered(worker, limit_s, margin_s);
+        let kept = records::prepare(&dir)
+            .and_then(|()| records::write_new(&records::path(&dir, ORDER), &ordered));
+        match (kept, &self.far) {
+            (Err(error), _) => {
+                self.lose(worker, Failure::Lost, format!("cannot write its order: {error}"));
+            }
+            (_, Some(far)) => far.courier.send(worker, records::name_of(&dir), ordered),
+            _ => {}
         }
     }
 
@@ -142,19 +179,23 @@ impl Driver {
         shape: &Shape,
         count: usize,
         margin_s: f64,
-        args: &[String],
+        (args, input): &(Vec<String>, String),
     ) -> std::io::Result<Batched> {
         let path = self.places.jobs().join(format!("{}.sh", self.numbers));
         let mut command = vec![self.program.display().to_string(), "worker".into()];
-        command.push(self.store.display().to_string());
         command.extend_from_slice(args);
-        fs::write(&path, script(&self.settings.setup, &command))?;
+        records::write_private(&path, &script(&self.settings.setup, &command, input))?;
+        let output = match self.far {
+            // On the node.
+            Some(_) => Path::new("/tmp").join(&name),
+            None => self.places.jobs().join(self.numbers.to_string()),
+        };
         let array = Array {
             name,
             script: path,
             shape: shape.clone(),
             count,
-            output: self.places.jobs().join(self.numbers.to_string()),
+            output,
             exclude: self.excluded(),
             margin_s: margin_s.ceil() as u64,
         };
@@ -340,9 +381,10 @@ impl Driver {
             let shape = self.pilots[number].shape.clone();
             let shape = Shape { time_s: self.pilot_time(&shape), ..shape };
             let (_, margin_s) = self.times(shape.time_s);
-            let args = ["--pilot".to_string(), queue.display().to_string()];
+            let store = self.store.display().to_string();
+            let command = [store, "--pilot".to_string(), queue.display().to_string()].to_vec();
             let count = wanted - alive;
-            match self.batched(name, &shape, count, margin_s, &args) {
+            match self.batched(name, &shape, count, margin_s, &(command, String::new())) {
                 Ok(batched) => {
                     let pilots = Some((queue, count));
                     self.send(Batched { pilots, ..batched }, Vec::new());

@@ -104,6 +104,7 @@ fn stage(fake: &Fake) -> Stage {
         nodes: 3,
         default_s: None,
         earlier: Vec::new(),
+        remote: None,
     };
     let (sender, said) = channel();
     let messages = Arc::new(move |message| sender.send(message).is_ok());
