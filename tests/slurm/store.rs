@@ -1,9 +1,12 @@
 //! A remote that leader and nodes share, and nothing else.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cache::remote::{Remote, Settings};
 use tempfile::TempDir;
 
 use super::cluster::Cluster;
@@ -13,19 +16,63 @@ use crate::support::Project;
 pub struct Store {
     script: Option<PathBuf>,
     dir: TempDir,
+    env: HashMap<String, String>,
 }
 
 impl Store {
     pub fn start() -> Store {
         let script = std::env::var_os("PIPE_TEST_S3").map(PathBuf::from);
-        // A short path: it may have sockets in it.
-        let dir = tempfile::Builder::new().prefix("s3").tempdir_in("/tmp").unwrap();
-        let store = Store { script, dir };
-        match &store.script {
-            Some(_) => drop(store.ask("start")),
-            None => println!("PIPE_TEST_S3 is not set: the remote is a directory"),
+        if script.is_none() {
+            println!("PIPE_TEST_S3 is not set: the remote is a directory");
+            return Store::directory();
         }
+        let mut store = Store::directory();
+        store.script = script;
+        store.ask("start");
+        let env = store.ask("env");
+        let lines = env.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        store.env = lines.map(|(name, value)| (name.into(), value.into())).collect();
         store
+    }
+
+    /// A directory, in which a test can remove things.
+    pub fn directory() -> Store {
+        // A short path: a server has sockets in it.
+        let dir = tempfile::Builder::new().prefix("s3").tempdir_in("/tmp").unwrap();
+        Store { script: None, dir, env: HashMap::new() }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn url(&self) -> String {
+        match self.env.get("S3_BUCKET") {
+            Some(bucket) => format!("s3://{bucket}/pipe"),
+            None => self.dir.path().display().to_string(),
+        }
+    }
+
+    /// What gives a right to the store.
+    pub fn secret(&self) -> String {
+        self.env["AWS_SECRET_ACCESS_KEY"].clone()
+    }
+
+    fn open(&self) -> Remote {
+        let env = |name: &str| self.env.get(name).map(OsString::from);
+        Remote::open(Settings::new(self.url()), &env).unwrap()
+    }
+
+    /// Runs whose checkpoints are here.
+    pub fn checkpoints(&self) -> Vec<String> {
+        self.open().checkpointed().unwrap()
+    }
+
+    /// What runs have left here.
+    pub fn notes(&self) -> Vec<String> {
+        let remote = self.open();
+        let runs = remote.noted_runs().unwrap();
+        runs.iter().flat_map(|run| remote.notes(run).list().unwrap()).collect()
     }
 
     /// `s3-loopback WHAT DIR`; what it printed.
@@ -44,25 +91,20 @@ impl Store {
     /// Lets a project share results by this store, and its nodes nothing but this store: each has a
     /// cache of its own. `more` are more settings of Slurm.
     pub fn meet(&self, cluster: &Cluster, project: &mut Project, more: &str) {
+        let nodes = nodes(project).display().to_string();
+        let more = format!(", node_cache: '{nodes}/$SLURMD_NODENAME'{more}");
+        self.meet_with(cluster, project, &more);
+    }
+
+    /// As [`Store::meet`], where `more` says where nodes have their caches.
+    pub fn meet_with(&self, cluster: &Cluster, project: &mut Project, more: &str) {
         cluster.meet(project);
-        let mut url = self.dir.path().display().to_string();
-        if self.is_served() {
-            let env = self.ask("env");
-            let lines =
-                env.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
-            let lines: Vec<(&str, &str)> = lines.collect();
-            lines.iter().for_each(|(name, value)| project.env(name, value));
-            let bucket = lines.iter().find(|(name, _)| *name == "S3_BUCKET").unwrap().1;
-            url = format!("s3://{bucket}/pipe");
-        }
-        project.env("PIPE_REMOTE", &url);
+        self.env.iter().for_each(|(name, value)| project.env(name, value));
+        project.env("PIPE_REMOTE", &self.url());
         let config = project.path().join("../config");
         project.env("XDG_CONFIG_HOME", &config.display().to_string());
         fs::create_dir_all(config.join("pipe")).unwrap();
-        let nodes = nodes(project).display().to_string();
-        let text = format!(
-            "executor: {{ slurm: {{ store: remote, node_cache: '{nodes}/$SLURMD_NODENAME', poll: 3{more} }} }}\n"
-        );
+        let text = format!("executor: {{ slurm: {{ store: remote, poll: 3{more} }} }}\n");
         fs::write(config.join("pipe/config.yaml"), text).unwrap();
     }
 }

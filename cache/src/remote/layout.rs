@@ -7,11 +7,14 @@
 //!          recipes/aa/<digest>    of which objects a directory or a split file is made
 //!          leases/aa/<key>        who works on a key
 //!          jobs/<run>/<note>      what the leader of a run and its jobs tell each other; goes with it
+//!          checkpoints/…/         places like this one, for checkpoints of steps that are not done
 //!          probes/<nonce>         written and removed by a probe
 //! ```
 
 use crate::digest::{Digest, Key};
 
+/// Places of their own.
+pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Of all runs.
 pub(super) const NOTES: &str = "jobs";
 pub(super) const VERSION: &str = "pipe-remote";

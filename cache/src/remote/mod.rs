@@ -40,6 +40,7 @@
 mod address;
 mod artifact;
 mod assemble;
+mod below;
 mod blob;
 mod breaker;
 mod buffers;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::remote::artifact::REQUESTS;
-use crate::remote::inner::{Length, Remote, Way};
+use crate::remote::inner::{Inner, Length, Remote, Way};
 use crate::remote::transport::{Fault, Put};
 use crate::remote::{Trouble, layout};
 
@@ -30,13 +30,18 @@ impl Remote {
     /// # Errors
     /// [`Trouble::Unavailable`], [`Trouble::Refused`].
     pub fn noted_runs(&self) -> Result<Vec<String>, Trouble> {
-        let list = async || self.inner.list(layout::NOTES).await;
+        self.second_words(layout::NOTES)
+    }
+
+    /// The words that follow `dir` in names of objects, each once.
+    pub(super) fn second_words(&self, dir: &str) -> Result<Vec<String>, Trouble> {
+        let list = async || self.inner.list(dir).await;
         let names = self.work(Way::Read, Length::Short, list())?;
-        let run = |name: &String| Some(name.split('/').nth(1)?.to_string());
-        let mut runs: Vec<String> = names.iter().filter_map(run).collect();
-        runs.sort_unstable();
-        runs.dedup();
-        Ok(runs)
+        let word = |name: &String| Some(name.split('/').nth(1)?.to_string());
+        let mut words: Vec<String> = names.iter().filter_map(word).collect();
+        words.sort_unstable();
+        words.dedup();
+        Ok(words)
     }
 }
 
@@ -117,19 +122,22 @@ impl Notes {
     /// # Errors
     /// As [`Notes::list`].
     pub fn remove(&self, names: &[String]) -> Result<(), Trouble> {
-        let inner = &self.remote.inner;
-        let one = async |name: &String| {
-            let deleted = inner.transport.delete(&layout::note(&self.run, name)).await;
-            deleted.map_err(|fault| inner.trouble(fault))
-        };
-        let all = stream::iter(names.iter().map(one)).buffer_unordered(REQUESTS);
-        let all = async { all.try_collect::<Vec<()>>().await.map(drop) };
-        self.remote.work(Way::Write, Length::Short, all)
+        let names: Vec<String> = names.iter().map(|name| layout::note(&self.run, name)).collect();
+        self.remote.work(Way::Write, Length::Short, self.remote.inner.remove(&names))
     }
 }
 
-impl crate::remote::inner::Inner {
-    async fn list(&self, dir: &str) -> Result<Vec<String>, Trouble> {
+impl Inner {
+    pub async fn remove(&self, names: &[String]) -> Result<(), Trouble> {
+        let one = async |name: &String| {
+            let deleted = self.transport.delete(name).await;
+            deleted.map_err(|fault| self.trouble(fault))
+        };
+        let all = stream::iter(names.iter().map(one)).buffer_unordered(REQUESTS);
+        all.try_collect::<Vec<()>>().await.map(drop)
+    }
+
+    pub async fn list(&self, dir: &str) -> Result<Vec<String>, Trouble> {
         self.twice(|| self.transport.list(dir)).await.map_err(|fault| self.trouble(fault))
     }
 }

@@ -16,6 +16,7 @@ use cache::{Cache, Digest, Kind, Output};
 
 use super::desk::{self, Address, Desk};
 use super::records::{self, Exit, Ordered};
+use super::saved;
 use crate::event::Failure;
 use crate::wire::{Answer, Order};
 use crate::worker;
@@ -267,6 +268,9 @@ impl Carrier {
             if records::write_new(&records::path(&dir, records::EXIT), &exit).is_ok() {
                 records::announce(&dir, mail);
                 done.push(name);
+                if let Answer::Done { .. } = exit.answer {
+                    saved::tidy(&self.remote, self.cache.root(), &dir, true);
+                }
             }
         }
         desk.remove(&done)?;
@@ -293,6 +297,10 @@ impl Carrier {
                 Some((desk::LOG, from)) => add(&dir.join(worker::LOG), from, body)?,
                 Some((desk::ANSWERS, from)) => {
                     add(&records::path(dir, records::ANSWERS), from, body)?;
+                }
+                Some((desk::CHECKPOINT, _)) => {
+                    saved::keep(dir, &serde_json::from_slice(body)?)?;
+                    saved::tidy(&self.remote, self.cache.root(), dir, false);
                 }
                 _ => {}
             },

@@ -22,6 +22,8 @@ pub(super) const STARTED: &str = "started";
 pub(super) const LOG: &str = "log";
 /// A piece of what it reports, likewise.
 pub(super) const ANSWERS: &str = "answers";
+/// A checkpoint that it has sealed, by its position.
+pub(super) const CHECKPOINT: &str = "checkpoint";
 /// How it ended.
 pub(super) const EXIT: &str = "exit";
 /// Where a run keeps its address, below its dealings with the cluster.
@@ -105,6 +107,11 @@ impl Desk {
         Ok(all.filter_map(|(name, text)| Some((name.clone(), self.open(&name, text)?))).collect())
     }
 
+    /// The place in the remote for checkpoints of an attempt.
+    pub fn place(&self, attempt: &str) -> String {
+        format!("{}/{attempt}", self.run)
+    }
+
     /// Names of all that are there.
     pub fn list(&self) -> Result<Vec<String>, Trouble> {
         self.notes.list()
@@ -164,6 +171,10 @@ pub(super) fn sweep(remote: &Remote, before: &str) {
     for run in runs.into_iter().filter(|run| &run[..] < before) {
         let notes = remote.notes(&run);
         let _ = notes.list().and_then(|names| notes.remove(&names));
+    }
+    let runs = remote.checkpointed().unwrap_or_default();
+    for run in runs.into_iter().filter(|run| &run[..] < before) {
+        let _ = remote.checkpoints_drop(&run);
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Cancel, Shape};
 use super::clerk::{self, Ask, Said};
-use super::courier::{Carrier, Courier, News};
-use super::desk::{self, Address};
+use super::courier::{Carrier, News};
+use super::far::Far;
 use super::journal::{self, Journal, Line, Places};
 use super::orphans::{By, Orphan};
 use super::pilot::Queue;
@@ -28,8 +28,6 @@ const BEAT: Duration = Duration::from_secs(2);
 const FAREWELLS: Duration = Duration::from_secs(2);
 /// And the batch system's answers.
 const LAST_WORDS: Duration = Duration::from_secs(20);
-/// What a run has left in a remote is removed by others after so many seconds.
-const KEPT_S: f64 = 30.0 * 86_400.0;
 /// Pauses between looks at the mailbox, from first to longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
@@ -148,13 +146,6 @@ pub(super) struct Pilots {
     pub next: u64,
     /// Arrays of them in a row that ended before they did anything.
     pub barren: u32,
-}
-
-/// By what nodes are reached that see none of this machine's directories.
-pub(super) struct Far {
-    pub address: Address,
-    pub courier: Courier,
-    remote: cache::remote::Remote,
 }
 
 pub(super) struct Driver {
@@ -337,26 +328,10 @@ impl Driver {
     }
 
     /// Lets an order wait for others that can be submitted with it.
-    fn wait(&mut self, worker: u64, pilot: bool) {
+    pub fn wait(&mut self, worker: u64, pilot: bool) {
         self.waiting.push((worker, pilot));
         let now = Instant::now();
         self.came = Some((self.came.map_or(now, |(first, _)| first), now));
-    }
-
-    fn take_news(&mut self, news: News) {
-        match news {
-            News::Looked(at) => self.looked = Some(at),
-            News::Ready(worker) if self.jobs.contains_key(&worker) => self.wait(worker, false),
-            News::Waits(worker, reason) if self.jobs.contains_key(&worker) => {
-                self.tell_job(worker, Told::Queued { job: String::new(), reason });
-            }
-            News::Refused(worker, answer) if self.jobs.contains_key(&worker) => {
-                self.forget(worker);
-                self.tell(worker, answer);
-            }
-            // Given up meanwhile.
-            News::Ready(_) | News::Waits(..) | News::Refused(..) => {}
-        }
     }
 
     fn attach(&mut self, worker: u64, orphan: Orphan) {
@@ -406,27 +381,6 @@ impl Driver {
         // It may have ended in the moment in which its mailbox was not ours.
         self.look_for_exit(worker);
         self.poll_soon();
-    }
-
-    /// Takes what an attempt of another leader came to.
-    fn attach_finished(&mut self, worker: u64, attempt: String, dir: PathBuf) {
-        let job = Job {
-            dir,
-            name: attempt.clone(),
-            shape: Shape::default(),
-            order: None,
-            at: At::Waiting,
-            read: 0,
-            place: None,
-            reason: None,
-            missing: None,
-        };
-        self.by_name.insert(attempt, worker);
-        self.jobs.insert(worker, job);
-        self.look_for_exit(worker);
-        if self.jobs.contains_key(&worker) {
-            self.lose(worker, Failure::Lost, "its record is gone".into());
-        }
     }
 
     /// Tells the executor something of a step.
@@ -594,32 +548,5 @@ impl Driver {
     pub fn poll_soon(&mut self) {
         self.poll_pause = submit::POLL;
         self.poll_at = self.poll_at.min(Instant::now() + submit::POLL);
-    }
-}
-
-impl Far {
-    fn start(
-        carrier: Carrier,
-        setup: &Setup,
-        places: &Places,
-        tell: &Sender<Inbox>,
-    ) -> io::Result<Far> {
-        let remote = carrier.remote.clone();
-        let address = Address::new(&remote, &setup.id);
-        address.keep(&setup.run)?;
-        let own = address.desk(&remote).expect("it was made for this one");
-        let courier = Courier::start(carrier, own, places.mail(), tell.clone());
-        Ok(Far { address, courier, remote })
-    }
-
-    /// Removes what the run has in the remote, and what others left there long ago. What cannot be
-    /// removed now is, some day, by others.
-    fn clear(self, run: &Path) {
-        let own = self.courier.own.clone();
-        drop(self.courier);
-        if own.clear().is_ok() {
-            desk::forget(run);
-            desk::sweep(&self.remote, &crate::run::timestamp((crate::run::now() - KEPT_S) as u64));
-        }
     }
 }

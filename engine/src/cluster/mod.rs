@@ -14,11 +14,13 @@ mod courier;
 mod desk;
 mod driver;
 pub mod export;
+mod far;
 pub mod journal;
 pub mod node;
 mod orphans;
 pub mod pilot;
 pub mod records;
+mod saved;
 mod settings;
 pub mod slurm;
 mod submit;
@@ -166,6 +168,10 @@ impl Runner for Cluster {
         self.next += 1;
         self.send(Command::Attach { worker: id, orphan }).ok()?;
         Some((id, dir))
+    }
+
+    fn saved(&self, key: &Key) -> Option<u64> {
+        saved::newest(&self.store, key).map(|saved| saved.position)
     }
 
     fn failed(&mut self, key: &Key, failure: Failure) {

@@ -2,6 +2,7 @@
 //! its step from a remote into a cache of its own, has the step run there as any agent does, and
 //! sends what came of it to the remote: results before the record that tells of them.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -11,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use cache::remote::{Progress, Remote, Trouble};
-use cache::{Cache, Digest, Output};
+use cache::{Attempt, Cache, Digest, Output};
 use serde_json::json;
 
 use super::agent::{Agent, Setting};
 use super::courier::{inputs, of_log};
 use super::desk::{self, Desk};
 use super::records::{self, Exit, Ordered};
+use super::saved::{self, Keeper, Saved};
 use crate::event::Failure;
 use crate::wire::{Answer, Order};
 use crate::worker::LOG;
@@ -30,6 +32,9 @@ const TICK: Duration = Duration::from_millis(100);
 const PIECE: u64 = 1 << 20;
 /// Of a log, so many bytes are sent while it grows, and of what is more the last.
 const LIVE: (u64, u64) = (32 << 20, 64 << 10);
+/// Checkpoints are sent so long after each other, at least, and so many times as long as one takes.
+const CHECKPOINTS: Duration = Duration::from_secs(5);
+const SHARE: u32 = 5;
 /// So long a remote that does not answer is asked again, when the job has no end of its own.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// And so long for what is only for people.
@@ -172,7 +177,19 @@ impl Node {
         let _ = cache.attempts_clean(&frozen.key);
         let attempt = cache.attempt(&frozen.key).map_err(|e| of_cache(&e))?;
         records::prepare(&attempt.dir).map_err(|e| of_cache(&e))?;
+        if let Some(saved) = &ordered.checkpoint {
+            self.restore(&cache, &attempt, saved)?;
+        }
         Ok(Kept { cache, _lease: lease, attempt: Some(attempt) })
+    }
+
+    fn restore(&self, cache: &Cache, attempt: &Attempt, saved: &Saved) -> Result<(), Answer> {
+        let restore = || saved::restore(&self.remote, cache, attempt, saved, &self.cancel);
+        match self.persist(PATIENCE, restore) {
+            // Then all is done once more.
+            Ok(()) | Err(Trouble::Missing { .. } | Trouble::Damaged { .. }) => Ok(()),
+            Err(trouble) => Err(not_come("its checkpoint", trouble)),
+        }
     }
 
     fn fetch(&self, cache: &Cache, wanted: &[Output]) -> Result<(), Answer> {
@@ -195,8 +212,7 @@ impl Node {
                 }
                 Err(Answer::Lost { digests })
             }
-            Trouble::Cancelled => Err(failed(Failure::Preempted, "its job was told to end")),
-            other => Err(failed(Failure::Lost, format!("its inputs did not come: {other}"))),
+            trouble => Err(not_come("its inputs", trouble)),
         }
     }
 
@@ -207,18 +223,20 @@ impl Node {
         if let Order::Run { attempt: dir, .. } = &mut mine.order {
             dir.clone_from(&attempt.dir);
         }
-        let ended = AtomicBool::new(false);
+        let (ended, done) = (AtomicBool::new(false), AtomicBool::new(false));
         let mut streams = Streams::new(&attempt.dir);
         let answer = std::thread::scope(|scope| {
             scope.spawn(|| {
                 self.stream(&mut streams, &ended);
             });
+            scope.spawn(|| self.keep(ordered, kept, (&ended, &done)));
             let answer = match Agent::new(self.setting.clone()) {
                 Ok(mut agent) => agent.step(&mine, &|| false).answer,
                 Err(error) => {
                     failed(Failure::Lost, format!("no worker could be started: {error:#}"))
                 }
             };
+            done.store(matches!(answer, Answer::Done { .. }), Ordering::Relaxed);
             ended.store(true, Ordering::Relaxed);
             answer
         });
@@ -254,6 +272,35 @@ impl Node {
                 return;
             }
             std::thread::sleep(TICK);
+        }
+    }
+
+    /// Sends what the step seals, not too often while it runs, and the last when it ended without
+    /// being done.
+    fn keep(&self, ordered: &Ordered, kept: &Kept, (ended, done): (&AtomicBool, &AtomicBool)) {
+        let attempt = kept.attempt.as_ref().expect("there until the drop");
+        let (name, from) = (self.desk.place(&self.attempt), ordered.checkpoint.as_ref());
+        let keeper = Keeper::new(&self.remote, name, (&kept.cache, attempt), from);
+        let Ok(mut keeper) = keeper else { return };
+        let tell = |saved: &Saved| {
+            let record = format!("{}-{}", desk::CHECKPOINT, saved.position);
+            let body = serde_json::to_vec(saved).expect("plain values");
+            self.desk.put(&desk::note(&self.attempt, &record), &body).is_ok()
+        };
+        let mut next = Instant::now();
+        while !ended.load(Ordering::Relaxed) {
+            if Instant::now() >= next {
+                let began = Instant::now();
+                // What does not go now may go the next time. That the step is done ends it.
+                let _ = keeper.look(done, tell);
+                next = Instant::now() + (began.elapsed() * SHARE).max(CHECKPOINTS);
+            }
+            std::thread::sleep(TICK);
+        }
+        if !done.load(Ordering::Relaxed) {
+            let (keeper, never) = (RefCell::new(keeper), AtomicBool::new(false));
+            let patience = self.patience(Some(ordered)).min(PATIENCE);
+            let _ = self.persist(patience, || keeper.borrow_mut().look(&never, tell));
         }
     }
 
@@ -303,11 +350,18 @@ fn failed(failure: Failure, message: impl Into<String>) -> Answer {
     Answer::Failed { failure, message: message.into() }
 }
 
+fn not_come(what: &str, trouble: Trouble) -> Answer {
+    match trouble {
+        Trouble::Cancelled => failed(Failure::Preempted, "its job was told to end"),
+        trouble => failed(Failure::Lost, format!("{what} did not come: {trouble}")),
+    }
+}
+
 /// What a job holds of its node's cache. Nothing of its attempt stays.
 struct Kept {
     cache: Cache,
     _lease: cache::Lease,
-    attempt: Option<cache::Attempt>,
+    attempt: Option<Attempt>,
 }
 
 impl Drop for Kept {

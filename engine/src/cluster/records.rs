@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::saved::Saved;
 use crate::wire::{Answer, Order};
 
 /// Where they lie, below the attempt.
@@ -39,6 +40,9 @@ pub struct Ordered {
     pub cpus: u32,
     /// GPUs of the job.
     pub gpus: u32,
+    /// Where there is one in a remote, what the step goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Saved>,
 }
 
 /// Where a step runs.

@@ -2,16 +2,13 @@
 //! directory. What is about to be submitted is in the journal before.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::batch::{Array, Cancel, Refusal, Shape};
 use super::clerk::Ask;
-use super::desk::Address;
 use super::driver::{At, Batched, Driver, Pilots, Sent};
 use super::journal::Line;
-use super::node::NO_CACHE;
 use super::pilot::{BRIEF, Brief, Queue};
 use super::records::{self, ORDER, Ordered};
 use super::slurm::script::script;
@@ -103,38 +100,6 @@ impl Driver {
         }
     }
 
-    /// What tasks run, and what they read, so that each takes its own of these attempts.
-    fn command_of(&self, attempts: &[String]) -> std::io::Result<(Vec<String>, String)> {
-        let lines = attempts.join("\n") + "\n";
-        let Some(far) = &self.far else {
-            let list = self.places.jobs().join(format!("{}.list", self.numbers));
-            fs::write(&list, lines)?;
-            let command =
-                [&self.store.display().to_string(), "--list", &list.display().to_string()];
-            return Ok((command.map(String::from).to_vec(), String::new()));
-        };
-        let store = self.settings.node_cache.as_deref().unwrap_or(NO_CACHE);
-        let Address { remote, run, word } = &far.address;
-        let command = [store, "--list", "/dev/stdin", "--remote", remote, "--run", run];
-        Ok((command.map(String::from).to_vec(), format!("{word}\n{lines}")))
-    }
-
-    /// Brings an order, and what its step needs, where a node finds it; it is submitted after.
-    pub fn dispatch(&mut self, worker: u64) {
-        let Some(shape) = self.jobs.get(&worker).map(|job| job.shape.clone()) else { return };
-        let (limit_s, margin_s) = self.times(shape.time_s);
-        let (dir, ordered) = self.ordered(worker, limit_s, margin_s);
-        let kept = records::prepare(&dir)
-            .and_then(|()| records::write_new(&records::path(&dir, ORDER), &ordered));
-        match (kept, &self.far) {
-            (Err(error), _) => {
-                self.lose(worker, Failure::Lost, format!("cannot write its order: {error}"));
-            }
-            (_, Some(far)) => far.courier.send(worker, records::name_of(&dir), ordered),
-            _ => {}
-        }
-    }
-
     /// Writes an order where its job will find it; gives the attempt's name.
     fn write_order(
         &mut self,
@@ -148,7 +113,12 @@ impl Driver {
         Ok(records::name_of(&dir))
     }
 
-    fn ordered(&mut self, worker: u64, limit_s: Option<f64>, margin_s: f64) -> (PathBuf, Ordered) {
+    pub fn ordered(
+        &mut self,
+        worker: u64,
+        limit_s: Option<f64>,
+        margin_s: f64,
+    ) -> (PathBuf, Ordered) {
         let job = self.jobs.get_mut(&worker).expect("it waits");
         let order = *job.order.take().expect("it is written once");
         let ordered = Ordered {
@@ -159,12 +129,13 @@ impl Driver {
             margin_s,
             cpus: job.shape.cpus,
             gpus: job.shape.gpus,
+            checkpoint: None,
         };
         (job.dir.clone(), ordered)
     }
 
     /// Wall time of a job, if it is known, and how long before its end steps stop.
-    fn times(&self, time_s: Option<u64>) -> (Option<f64>, f64) {
+    pub fn times(&self, time_s: Option<u64>) -> (Option<f64>, f64) {
         // Slurm counts minutes.
         let limit = time_s.map(|s| s.div_ceil(60).max(1) * 60).or(self.default_s);
         let limit = limit.map(|s| s as f64);

@@ -325,17 +325,6 @@ impl Driver {
         false
     }
 
-    /// Whether all records are here that were there at this moment. Those of nodes that share no
-    /// directory come by a remote, which may not answer: nothing follows then.
-    fn taken_since(&self, moment: Instant) -> bool {
-        let Some(far) = &self.far else { return true };
-        let taken = self.looked.is_some_and(|looked| looked > moment);
-        if !taken {
-            far.courier.look_soon();
-        }
-        taken
-    }
-
     /// How many pilots of an array go on.
     fn count_pilots(&mut self, name: &str, all: &[Status]) {
         let live = |status: &&Status| {

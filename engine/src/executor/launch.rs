@@ -259,7 +259,7 @@ impl Executor<'_> {
     fn started(&mut self, at: usize, key: Key, claim: Option<cache::Claim>, begun: Begun) {
         let step = self.steps[at];
         let Begun { worker, attempt, gpus } = begun;
-        let resumed = self.cache.checkpoint_latest(&key).map(|(position, _)| position);
+        let resumed = self.position(&key);
         let dir = attempt.dir.strip_prefix(self.cache.root()).unwrap_or(&attempt.dir);
         let dir = dir.display().to_string();
         self.attempts[step] += 1;

@@ -366,7 +366,7 @@ impl Executor<'_> {
                     std::thread::sleep(super::TICK);
                 }
             });
-            let fetched = sharing.remote.fetch(&self.cache, &wanted, &Progress::new(), &cancel);
+            let fetched = sharing.remote.fetch(self.cache, &wanted, &Progress::new(), &cancel);
             ended.store(true, Ordering::Relaxed);
             fetched
         });
