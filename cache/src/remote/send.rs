@@ -166,3 +166,65 @@ fn look(dir: &Path, name: &str, depth: usize, found: &mut Found) -> Result<(), E
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::remote::Settings;
+
+    fn output(name: &str, (digest, kind, bytes): (Digest, Kind, u64)) -> Output {
+        let (port, name) = ("in".to_string(), name.to_string());
+        Output { port, index: None, name, kind, digest, bytes }
+    }
+
+    #[test]
+    fn what_is_the_user_s_goes_and_comes_as_it_was_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let (here, there) = (path("here"), path("there"));
+        let [here, there] = [here, there].map(|root| Cache::open(root).unwrap());
+        fs::create_dir_all(path("bucket")).unwrap();
+        let settings = Settings::new(path("bucket").display().to_string());
+        let remote = Remote::open(settings, &|_| None).unwrap();
+        fs::create_dir_all(path("own/deep/empty")).unwrap();
+        fs::write(path("own/deep/x"), "x").unwrap();
+        tree::set_mode(&path("own/deep/x"), 0o755).unwrap();
+        fs::write(path("blob"), "of a hub").unwrap();
+        tree::set_mode(&path("blob"), 0o755).unwrap();
+        fs::create_dir_all(path("laid")).unwrap();
+        symlink(path("blob"), path("laid/model.bin")).unwrap();
+        let own = output("own", tree::hash_path(path("own")).unwrap());
+        let files = [("model.bin".to_string(), path("blob"))];
+        let (digest, bytes) = here.digest_of_files(&files).unwrap();
+        let laid = output("laid", (digest, Kind::Dir, bytes));
+        let file = output("blob", tree::hash_path(path("blob")).unwrap());
+        let all = [own, laid, file];
+        let places = all.iter().map(|o| (o.digest, path(&o.name))).collect();
+        let never = AtomicBool::new(false);
+        assert!(remote.send(&here, &all, &places, &never).unwrap() > 0);
+        assert_eq!(remote.send(&here, &all, &places, &never).unwrap(), 0);
+        remote.fetch(&there, &all, &Progress::new(), &never).unwrap();
+        for one in &all {
+            there.verify(one).unwrap();
+        }
+        // Seen from now on: somebody removes it, and is told so.
+        remote.discard(&all[2].digest).unwrap();
+        let again = Cache::open(path("again")).unwrap();
+        let missing = remote.fetch(&again, &all[2..], &Progress::new(), &never);
+        assert!(matches!(missing, Err(Trouble::Missing { .. })), "{missing:?}");
+        // What changed since it was hashed is not sent under its name.
+        fs::write(path("blob"), "of a hut").unwrap();
+        fs::write(path("own/deep/x"), "y").unwrap();
+        remote.doubt();
+        let sent = remote.send(&here, &all[2..], &places, &never);
+        assert!(matches!(sent, Err(Trouble::Local(_))), "{sent:?}");
+        let fresh = path("fresh");
+        fs::create_dir(&fresh).unwrap();
+        let settings = Settings::new(fresh.display().to_string());
+        let other = Remote::open(settings, &|_| None).unwrap();
+        let sent = other.send(&here, &all[..1], &places, &never);
+        assert!(matches!(sent, Err(Trouble::Local(_))), "{sent:?}");
+    }
+}

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use cache::gc::{Plan, Policy};
 use cache::remote::{Progress, Remote, Trouble};
 use cache::{Attempt, Cache, Digest, Output};
 use serde_json::json;
@@ -39,6 +40,9 @@ const SHARE: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(900);
 /// And so long for what is only for people.
 const SHORT: Duration = Duration::from_secs(20);
+/// A node's cache keeps what no job uses so long, and is looked through so often.
+const KEPT: Duration = Duration::from_secs(2 * 86_400);
+const TIDY: Duration = Duration::from_secs(3600);
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -138,7 +142,11 @@ impl Node {
         };
         let (note, body) = (desk::note(&self.attempt, desk::EXIT), serde_json::to_vec(&exit)?);
         self.persist(self.patience(ordered.as_ref().ok()), || self.desk.put_new(&note, &body))?;
-        drop(kept);
+        if let Some(kept) = kept {
+            let cache = kept.cache.clone();
+            drop(kept);
+            let _ = tidy(&cache);
+        }
         Ok(())
     }
 
@@ -231,7 +239,11 @@ impl Node {
             });
             scope.spawn(|| self.keep(ordered, kept, (&ended, &done)));
             let answer = match Agent::new(self.setting.clone()) {
-                Ok(mut agent) => agent.step(&mine, &|| false).answer,
+                Ok(mut agent) => {
+                    // The clock of the job runs since its inputs were fetched, and longer.
+                    agent.began = self.began;
+                    agent.step(&mine, &|| false).answer
+                }
                 Err(error) => {
                     failed(Failure::Lost, format!("no worker could be started: {error:#}"))
                 }
@@ -375,6 +387,24 @@ impl Drop for Kept {
     }
 }
 
+/// Removes from a node's cache what no job uses, now and then: nobody else does.
+fn tidy(cache: &Cache) -> cache::Result<()> {
+    let mark = cache.root().join("tidied");
+    let age = std::fs::metadata(&mark).and_then(|meta| meta.modified()).map(|at| at.elapsed());
+    match age {
+        Ok(Ok(age)) if age < TIDY => return Ok(()),
+        Ok(_) => {}
+        // The first job of a node has nothing to remove.
+        Err(_) => return cache.write(&mark, b""),
+    }
+    cache.write(&mark, b"")?;
+    let mut collector = cache.collector(|| ())?;
+    let facts = collector.survey(&[], &[])?;
+    let policy = Policy { grace: KEPT, attempts_older_than: KEPT, ..Policy::default() };
+    let plan = Plan::new(&facts, &policy);
+    collector.carry_out(&facts, &plan, &mut |_| ()).map(drop)
+}
+
 /// What is sent in pieces of the two files of an attempt that grow.
 struct Streams {
     log: Stream,
@@ -466,6 +496,35 @@ mod tests {
         assert!(expand("/x/$OTHER", &var).unwrap_err().contains("`OTHER`"));
         assert!(expand("/x/$", &var).is_err());
         assert!(expand("$NODE/x", &var).unwrap_err().contains("absolute"));
+    }
+
+    #[test]
+    fn a_node_s_cache_keeps_what_was_used_of_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let absorb = |text: &str| {
+            let key = Digest::of(text.as_bytes()).to_string().parse().unwrap();
+            let attempt = cache.attempt(&key).unwrap();
+            std::fs::write(attempt.dir.join("x"), text).unwrap();
+            attempt.absorb("x", None, "x", attempt.dir.join("x")).unwrap()
+        };
+        let age = |path: &Path, age: Duration| {
+            let file = File::options().read(true).open(path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        };
+        let (old, held, young) = (absorb("old"), absorb("held"), absorb("young"));
+        for output in [&old, &held] {
+            age(&cache.object(&output.digest), KEPT * 2);
+        }
+        let lease = cache.lease("a job").unwrap();
+        lease.hold(&[held.digest]).unwrap();
+        let present = || [&old, &held, &young].map(|output| cache.present(output));
+        tidy(&cache).unwrap();
+        tidy(&cache).unwrap();
+        assert_eq!(present(), [true; 3], "not so soon");
+        age(&dir.path().join("tidied"), TIDY * 2);
+        tidy(&cache).unwrap();
+        assert_eq!(present(), [false, true, true]);
     }
 
     #[test]

@@ -92,7 +92,10 @@ pub(super) fn find(
         }
         if theirs.is_empty() && !journal::is_unsettled(run, lines) {
             journal::Journal::close(run);
-            desk::forget(run);
+            let desk = address.zip(carrier).and_then(|(a, carrier)| a.desk(&carrier.remote));
+            if desk.is_some_and(|desk| desk.clear().is_ok()) {
+                desk::forget(run);
+            }
         }
         for orphan in theirs {
             let key = orphan.attempt.split('.').next().and_then(|key| key.parse::<Key>().ok());
