@@ -145,7 +145,7 @@ impl Node {
         if let Some(kept) = kept {
             let cache = kept.cache.clone();
             drop(kept);
-            let _ = tidy(&cache);
+            let _ = tidy(&cache, KEPT);
         }
         Ok(())
     }
@@ -387,8 +387,9 @@ impl Drop for Kept {
     }
 }
 
-/// Removes from a node's cache what no job uses, now and then: nobody else does.
-fn tidy(cache: &Cache) -> cache::Result<()> {
+/// Removes from a node's cache what no job uses and is older than `kept`, now and then: nobody else
+/// does.
+fn tidy(cache: &Cache, kept: Duration) -> cache::Result<()> {
     let mark = cache.root().join("tidied");
     let age = std::fs::metadata(&mark).and_then(|meta| meta.modified()).map(|at| at.elapsed());
     match age {
@@ -400,7 +401,7 @@ fn tidy(cache: &Cache) -> cache::Result<()> {
     cache.write(&mark, b"")?;
     let mut collector = cache.collector(|| ())?;
     let facts = collector.survey(&[], &[])?;
-    let policy = Policy { grace: KEPT, attempts_older_than: KEPT, ..Policy::default() };
+    let policy = Policy { grace: kept, attempts_older_than: kept, ..Policy::default() };
     let plan = Plan::new(&facts, &policy);
     collector.carry_out(&facts, &plan, &mut |_| ()).map(drop)
 }
@@ -506,25 +507,28 @@ mod tests {
             let key = Digest::of(text.as_bytes()).to_string().parse().unwrap();
             let attempt = cache.attempt(&key).unwrap();
             std::fs::write(attempt.dir.join("x"), text).unwrap();
-            attempt.absorb("x", None, "x", attempt.dir.join("x")).unwrap()
+            let output = attempt.absorb("x", None, "x", attempt.dir.join("x")).unwrap();
+            drop(attempt);
+            cache.attempts_clean(&key).unwrap();
+            output
         };
-        let age = |path: &Path, age: Duration| {
-            let file = File::options().read(true).open(path).unwrap();
-            file.set_modified(std::time::SystemTime::now() - age).unwrap();
-        };
-        let (old, held, young) = (absorb("old"), absorb("held"), absorb("young"));
-        for output in [&old, &held] {
-            age(&cache.object(&output.digest), KEPT * 2);
-        }
+        let (free, held) = (absorb("free"), absorb("held"));
         let lease = cache.lease("a job").unwrap();
         lease.hold(&[held.digest]).unwrap();
-        let present = || [&old, &held, &young].map(|output| cache.present(output));
-        tidy(&cache).unwrap();
-        tidy(&cache).unwrap();
-        assert_eq!(present(), [true; 3], "not so soon");
-        age(&dir.path().join("tidied"), TIDY * 2);
-        tidy(&cache).unwrap();
-        assert_eq!(present(), [false, true, true]);
+        let present = || [&free, &held].map(|output| cache.present(output));
+        let later = || {
+            let mark = File::open(dir.path().join("tidied")).unwrap();
+            mark.set_modified(std::time::SystemTime::now() - TIDY * 2).unwrap();
+        };
+        tidy(&cache, Duration::ZERO).unwrap();
+        tidy(&cache, Duration::ZERO).unwrap();
+        assert_eq!(present(), [true, true], "not so soon");
+        later();
+        tidy(&cache, KEPT).unwrap();
+        assert_eq!(present(), [true, true], "it is young");
+        later();
+        tidy(&cache, Duration::ZERO).unwrap();
+        assert_eq!(present(), [false, true]);
     }
 
     #[test]

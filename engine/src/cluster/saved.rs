@@ -253,17 +253,17 @@ mod tests {
 
         // What nobody needs goes.
         let later = leader.attempt(&key).unwrap();
-        keep(&later.dir, &Saved { position: 10, place: "run/second".into(), ..saved }).unwrap();
+        keep(&later.dir, &Saved { position: 10, place: "run/second".into(), ..saved.clone() })
+            .unwrap();
         tidy(&remote, leader.root(), &later.dir, false);
         assert_eq!(newest(leader.root(), &key).unwrap().position, 10);
-        assert!(restore(&remote, &two, &third, &saved_at(9, &saved), &never).is_err());
+        let gone = Saved { position: 9, place: "run/first".into(), ..saved };
+        let three = open("three");
+        let fourth = three.attempt(&key).unwrap();
+        assert!(restore(&remote, &three, &fourth, &gone, &never).is_err());
         tidy(&remote, leader.root(), &later.dir, true);
         assert_eq!(newest(leader.root(), &key), None);
         assert!(remote.checkpointed().unwrap().is_empty());
         leader.checkpoints_drop(&key).unwrap();
-    }
-
-    fn saved_at(position: u64, saved: &Saved) -> Saved {
-        Saved { position, ..saved.clone() }
     }
 }
