@@ -279,7 +279,7 @@ fn orders_and_ends_travel_by_a_remote() {
     let ordered = desk.read(std::slice::from_ref(&order)).unwrap().remove(0).1;
     let here = stage.cache.root().display().to_string();
     assert!(!String::from_utf8(ordered).unwrap().contains(&here), "no path of the leader's");
-    let script = std::fs::read_to_string(&fake.with(|s| s.submitted[0].script.clone())).unwrap();
+    let script = std::fs::read_to_string(fake.with(|s| s.submitted[0].script.clone())).unwrap();
     let attempt = order.strip_suffix(".order").unwrap();
     assert!(script.contains(attempt) && !script.contains(&here), "{script}");
     desk.put(&format!("{attempt}.log-0"), b"half ").unwrap();
