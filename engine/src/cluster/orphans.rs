@@ -29,6 +29,8 @@ pub(super) struct Orphan {
     pub run: PathBuf,
     /// Where its end is announced.
     pub mail: PathBuf,
+    /// Whether its node shares no directory with this machine.
+    pub far: bool,
     /// Who has it.
     pub by: By,
 }
@@ -48,13 +50,14 @@ pub(super) enum By {
 
 impl Orphan {
     /// Whether it is still to be waited for. What only waits in a queue is taken out of it, to be
-    /// done anew; when a pilot is faster, it is done by that one, and once more here.
+    /// done anew; when a pilot is faster, it is done by that one, and once more here. Where a common
+    /// directory has the results of what is over, they are adopted without this.
     pub fn goes_on(&self, dir: &Path) -> bool {
         if let By::Queue { file } = &self.by {
             let _ = fs::remove_file(file);
             return false;
         }
-        dir.exists() && (self.by == By::Nobody) == records::path(dir, EXIT).exists()
+        dir.exists() && (self.far || !records::path(dir, EXIT).exists())
     }
 }
 
@@ -88,6 +91,7 @@ pub(super) fn find(
         }
         let mut theirs = of_run(&places, lines, &alive);
         if address.is_some() {
+            theirs.iter_mut().for_each(|orphan| orphan.far = true);
             theirs.extend(finished(&places, lines, cache));
         }
         if theirs.is_empty() && !journal::is_unsettled(run, lines) {
@@ -111,7 +115,15 @@ pub(super) fn find(
 /// Whether what is at the desk of a run could be brought: without, nothing is known of its jobs.
 fn reached(address: &Address, run: &Path, carrier: Option<&Carrier>) -> bool {
     let desk = carrier.and_then(|carrier| Some((carrier, address.desk(&carrier.remote)?)));
-    desk.is_some_and(|(carrier, desk)| carrier.take(&desk, &Places::of(run).mail()).is_ok())
+    let Some((carrier, desk)) = desk else { return false };
+    let (mail, started) = (Places::of(run).mail(), Instant::now());
+    loop {
+        match carrier.take(&desk, &mail) {
+            Ok(_) => return true,
+            Err(_) if started.elapsed() < PATIENCE => std::thread::sleep(Duration::from_secs(1)),
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Attempts of a run that ended well on their nodes, and whose leader was gone before it knew.
@@ -126,8 +138,10 @@ fn finished(places: &Places, lines: &[Line], cache: &Cache) -> Vec<Orphan> {
         let exit = exit.and_then(|path| records::read::<Exit>(&path));
         exit.is_some_and(|exit| matches!(exit.answer, Answer::Done { .. }))
     };
-    let orphan =
-        |attempt| Orphan { attempt, run: run_of(places), mail: places.mail(), by: By::Nobody };
+    let orphan = |attempt| {
+        let (run, mail) = (run_of(places), places.mail());
+        Orphan { attempt, run, mail, far: true, by: By::Nobody }
+    };
     attempts.filter(well).map(orphan).collect()
 }
 
@@ -165,6 +179,7 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
                 attempt: attempt.clone(),
                 run: run_of(places),
                 mail: places.mail(),
+                far: false,
                 by: By::Task {
                     name: name.clone(),
                     array: status.array.clone(),
@@ -182,7 +197,8 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
         for file in waiting(&queue.queue()).into_iter().filter(|_| any) {
             let attempt = attempt_of(&file);
             let by = By::Queue { file: queue.queue().join(&file) };
-            orphans.push(Orphan { attempt, run: run_of(places), mail: places.mail(), by });
+            let (run, mail) = (run_of(places), places.mail());
+            orphans.push(Orphan { attempt, run, mail, far: false, by });
         }
         for file in waiting(&queue.taken()) {
             let Some((order, job)) = file.split_once('@') else { continue };
@@ -195,7 +211,7 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
                 single: !status.id.contains('_'),
             };
             let (attempt, run) = (attempt_of(order), run_of(places));
-            orphans.push(Orphan { attempt, run, mail: places.mail(), by });
+            orphans.push(Orphan { attempt, run, mail: places.mail(), far: false, by });
         }
     }
     orphans
@@ -204,4 +220,28 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
 /// `<number>-<attempt>` of an order's file.
 pub(super) fn attempt_of(file: &str) -> String {
     file.split_once('-').map_or(file, |(_, attempt)| attempt).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_meanwhile_is_taken_from_its_record_where_nothing_else_tells_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let task = || By::Task { name: "a".into(), array: "7".into(), task: 0, single: true };
+        let orphan = |far, by| {
+            let (run, mail) = (dir.path().to_path_buf(), dir.path().join("mail"));
+            Orphan { attempt: "k.a".into(), run, mail, far, by }
+        };
+        let goes_on = |dir: &Path| {
+            [orphan(false, task()), orphan(true, task())].map(|orphan| orphan.goes_on(dir))
+        };
+        assert_eq!(goes_on(dir.path()), [true, true]);
+        records::prepare(dir.path()).unwrap();
+        fs::write(records::path(dir.path(), EXIT), "").unwrap();
+        assert_eq!(goes_on(dir.path()), [false, true]);
+        assert!(orphan(true, By::Nobody).goes_on(dir.path()));
+        assert_eq!(goes_on(&dir.path().join("gone")), [false, false]);
+    }
 }
