@@ -112,6 +112,12 @@ pub struct Worker {
     /// Stop by the leader's word, not by SIGTERM
     #[arg(long)]
     pub patient: bool,
+    /// Get orders and inputs from this remote, and leave results there; the store is the node's own
+    #[arg(long, requires_all = ["list", "run"])]
+    pub remote: Option<String>,
+    /// What the run is called there
+    #[arg(long)]
+    pub run: Option<String>,
 }
 
 /// Which pipeline, with what changed.

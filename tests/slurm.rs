@@ -6,4 +6,6 @@ mod chaos;
 mod cluster;
 mod leaders;
 mod load;
+mod remote;
 mod steps;
+mod store;

@@ -89,6 +89,10 @@ pub trait Runner {
     fn resume(&mut self, _key: &Key) -> Option<(u64, PathBuf)> {
         None
     }
+    /// How far the newest checkpoint of `key` is that is not in the cache, if there is one.
+    fn saved(&self, _key: &Key) -> Option<u64> {
+        None
+    }
     /// A step failed in this way: more may be asked for when it is tried again.
     fn failed(&mut self, _key: &Key, _failure: Failure) {}
     /// Lets all go on without this leader.

@@ -50,6 +50,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let cache = early.map_or_else(open, Ok)?;
     options.cluster = slurm.as_ref().map(|slurm| slurm.options(&args, &loaded, &cache));
     let remote = super::remote::open(&args.remote)?;
+    slurm.iter().try_for_each(|slurm| slurm.check(remote.as_ref()))?;
     let elsewhere = remote.is_some() || slurm.is_some();
     ahead::look(&loaded.plan, &cache, &mut options, args.budget, elsewhere)?;
     let made = (&loaded, like.as_deref());
@@ -59,7 +60,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let mut broken = false;
     let run_id = record.info.id.clone();
     listen(slurm.is_some().then(|| run_id.clone()))?;
-    let crew = crew(slurm, &record, &cache)?;
+    let crew = crew(slurm, &record, &cache, remote.as_ref())?;
     let hub = super::hub();
     let setting = Setting {
         registry: super::REGISTRY,
@@ -130,9 +131,14 @@ fn repeated(args: &Run, cache: Option<&cache::Cache>, earlier: Option<&Earlier>)
 }
 
 /// Who runs the steps.
-fn crew(slurm: Option<Slurmed>, record: &Record, cache: &cache::Cache) -> Result<Crew> {
+fn crew(
+    slurm: Option<Slurmed>,
+    record: &Record,
+    cache: &cache::Cache,
+    remote: Option<&cache::remote::Remote>,
+) -> Result<Crew> {
     match slurm {
-        Some(slurm) => slurm.crew(record, cache),
+        Some(slurm) => slurm.crew(record, cache, remote),
         None => Ok(Crew::Local(Launcher::Processes { args: vec!["worker".into()] })),
     }
 }

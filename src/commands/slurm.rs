@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ::cache::Cache;
+use ::cache::remote::Remote;
 use anyhow::{Context as _, Result, anyhow, bail};
 use engine::cluster::slurm::{Site, Slurm, leader_arguments};
-use engine::cluster::{Mode, Settings, Setup, journal};
+use engine::cluster::{Mode, Settings, Setup, Store, journal};
 use engine::executor::OnCluster;
 use engine::gpu::Gpus;
 use engine::pool::Crew;
@@ -108,8 +109,11 @@ impl Slurmed {
             memory: settings.memory.map_or(0, |memory| memory.0),
             time_s: settings.time.map(|time| time.0.ceil() as u64),
             pilots: BTreeSet::new(),
+            remote: settings.store == Store::Remote,
         };
         on.pilots = match settings.mode {
+            // A queue of pilots is a directory.
+            _ if on.remote => BTreeSet::new(),
             Mode::Submit => BTreeSet::new(),
             Mode::Pilot => (0..loaded.plan.steps.len()).collect(),
             Mode::Auto => short_ones(loaded, cache),
@@ -117,8 +121,19 @@ impl Slurmed {
         on
     }
 
+    /// Says what is missing where results are shared by a remote.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn check(&self, remote: Option<&Remote>) -> Result<()> {
+        if self.slurm.settings.store == Store::Remote && remote.is_none() {
+            bail!(Wrong("`store: remote` of `executor: slurm:` needs a remote that nodes reach too, and none is named; hint: give `--remote s3://bucket/prefix`, set PIPE_REMOTE, or write `remote:` into the configuration".into()));
+        }
+        Ok(())
+    }
+
     /// The crew of the run that `record` keeps.
-    pub fn crew(self, record: &Record, cache: &Cache) -> Result<Crew> {
+    pub fn crew(self, record: &Record, cache: &Cache, remote: Option<&Remote>) -> Result<Crew> {
         // Every step that waits or runs holds two locks.
         let limit = rustix::process::Resource::Nofile;
         let mut files = rustix::process::getrlimit(limit);
@@ -141,6 +156,7 @@ impl Slurmed {
             nodes: self.site.nodes as usize,
             default_s: self.site.default_s,
             earlier,
+            remote: remote.filter(|_| self.slurm.settings.store == Store::Remote).cloned(),
             batch: Box::new(self.slurm),
         })))
     }
@@ -214,7 +230,7 @@ pub fn detach(args: &Run) -> Result<ExitCode> {
     let cd = format!("cd {} || exit 1", engine::cluster::shell_word(&cwd.display().to_string()));
     let mut setup = slurm.settings.setup.clone();
     setup.push(cd);
-    let text = engine::cluster::job_script(&setup, &command);
+    let text = engine::cluster::job_script(&setup, &command, "");
     let script = std::env::temp_dir().join(format!("pipe-leader-{}.sh", std::process::id()));
     std::fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;
     let arguments = leader_arguments(&slurm.settings, "pipe-leader", &cwd, &script);

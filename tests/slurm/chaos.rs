@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::process::Signal;
 
 use super::cluster::{Cluster, FRAGILE, divergences, entries};
+use super::store::Store;
 use crate::support::{Project, signal};
 
 /// A run that takes longer goes on for ever.
@@ -152,14 +153,25 @@ fn fault(random: &mut Random, cluster: &Cluster, done: &mut Vec<String>) {
 
 fn trial(random: &mut Random, cluster: &Cluster, trial: u64) {
     let mut project = Project::new();
-    cluster.meet(&mut project);
-    let mode = ["submit", "pilot", "auto"][random.below(3) as usize];
+    // Every third trial has no directory that nodes and leader share.
+    let store = (trial % 3 == 1).then(Store::start);
+    let mode = match &store {
+        Some(store) => {
+            store.meet(cluster, &mut project, "");
+            "submit"
+        }
+        None => {
+            cluster.meet(&mut project);
+            ["submit", "pilot", "auto"][random.below(3) as usize]
+        }
+    };
     let locks = ["kernel", "leases"][random.below(2) as usize];
     project.env("PIPE_CACHE_LOCKS", locks);
     // A limit of Slurm's is a minute at least, so that not every trial waits for one.
     let long = trial % 5 == 4;
     pipeline(&project, mode, long);
-    let mut done = vec![format!("trial {trial}, mode {mode}, {locks}, long {long}")];
+    let far = if store.is_some() { ", over a remote" } else { "" };
+    let mut done = vec![format!("trial {trial}, mode {mode}{far}, {locks}, long {long}")];
     let mut leader = start(&project, trial);
     let started = Instant::now();
     let mut faults = 1 + random.below(4);

@@ -114,6 +114,23 @@ fn open(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(ErrorKind::NotFound.into()) }
 }
 
+/// Adds the names below `root` of the files in `dir`, however deep. No link is followed.
+fn files_below(root: &Path, dir: &Path, names: &mut Vec<String>) -> io::Result<()> {
+    for item in fs::read_dir(dir)? {
+        let item = item?;
+        let (path, kind) = (item.path(), item.file_type()?);
+        if kind.is_dir() {
+            match files_below(root, &path, names) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+                _ => continue,
+            }
+        }
+        let name = path.strip_prefix(root).ok().and_then(Path::to_str);
+        names.extend(name.filter(|_| kind.is_file()).map(str::to_string));
+    }
+    Ok(())
+}
+
 fn fault(error: io::Error) -> Fault {
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory => Fault::Absent,
@@ -208,6 +225,20 @@ impl Transport for Directory {
         let path = self.path(name)?;
         match self.ask(move || fs::remove_file(path)).await {
             Err(Fault::Absent) => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn list(&self, dir: &str) -> Result<Vec<String>, Fault> {
+        let path = self.path(dir)?;
+        let root = self.root.clone();
+        let listed = self.ask(move || {
+            let mut names = Vec::new();
+            files_below(&root, &path, &mut names)?;
+            Ok(names)
+        });
+        match listed.await {
+            Err(Fault::Absent) => Ok(Vec::new()),
             result => result,
         }
     }

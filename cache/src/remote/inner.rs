@@ -316,6 +316,11 @@ impl Inner {
         known.insert(*digest, bytes);
     }
 
+    /// Forgets all that is remembered as present.
+    pub fn forget_all(&self) {
+        locked(&self.known).clear();
+    }
+
     pub fn forget(&self, digest: &Digest) {
         locked(&self.known).remove(digest);
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
@@ -125,6 +125,19 @@ impl Transport for Objects {
             Err(Fault::Absent) => Ok(()),
             result => result,
         }
+    }
+
+    async fn list(&self, dir: &str) -> Result<Vec<String>, Fault> {
+        let (root, below) = (Path::from_iter(self.prefix.split('/')), self.path(dir));
+        let listed = match self.ask(self.store.list(Some(&below)).try_collect::<Vec<_>>()).await {
+            Err(Fault::Absent) => Vec::new(),
+            result => result?,
+        };
+        let name = |location: &Path| {
+            let parts = location.prefix_match(&root)?;
+            Some(parts.map(|part| part.as_ref().to_string()).collect::<Vec<_>>().join("/"))
+        };
+        Ok(listed.iter().filter_map(|meta| name(&meta.location)).collect())
     }
 
     async fn begin(&self, name: &str) -> Result<String, Fault> {

@@ -72,8 +72,8 @@ impl Inner {
     }
 }
 
-/// A name that nobody else takes.
-pub(super) fn nonce() -> String {
+/// A word that nobody else takes, and that nobody guesses: 64 hexadecimal digits.
+pub fn nonce() -> String {
     let mut random = [0; 16];
     let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random);
     Digest::of(&[&random[..], crate::layout::unique().as_bytes()].concat()).to_string()

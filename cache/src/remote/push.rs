@@ -2,7 +2,8 @@
 //! finds the entry finds the bytes. Several machines may do so at once: objects are what their
 //! digest says, whoever puts them, and of entries the first stays.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,11 +45,11 @@ pub struct Sent {
 
 /// What has to be there before the entry.
 #[derive(Default)]
-struct Load {
-    sources: HashMap<Digest, Source>,
-    recipes: Vec<Recipe>,
+pub(super) struct Load {
+    pub sources: HashMap<Digest, Source>,
+    pub recipes: Vec<Recipe>,
     /// Artifacts that have a recipe, those that are there included.
-    split: Vec<Digest>,
+    pub split: Vec<Digest>,
 }
 
 impl Remote {
@@ -105,16 +106,9 @@ impl Transfer {
         };
         let lease = self.cache.lease("a push to a remote")?;
         lease.hold(&artifacts(entry).iter().map(|output| output.digest).collect::<Vec<_>>())?;
-        let load = self.load(entry).await?;
+        let load = self.load(&artifacts(entry), &BTreeMap::new()).await?;
         sent.objects = load.sources.len() as u64;
-        let sizes = load.sources.values().map(|source| source.part.bytes);
-        self.progress.expect(sizes.sum());
-        let sending = stream::iter(load.sources.values().map(|source| self.send(source)));
-        let sending = sending.buffer_unordered(OBJECTS);
-        sent.bytes = sending.try_fold(0, async |sum, bytes| Ok(sum + bytes)).await?;
-        crash_point!("push.before-recipes");
-        let recipes = stream::iter(load.recipes.iter().map(|recipe| self.send_recipe(recipe)));
-        recipes.buffer_unordered(OBJECTS).try_collect::<()>().await?;
+        sent.bytes = self.send_load(&load).await?;
         crash_point!("push.before-entry");
         let mut envelope = Envelope::new(entry, load.split)?;
         envelope.signatures = signed;
@@ -139,12 +133,30 @@ impl Transfer {
         Ok((!lacks).then(|| !old.entry.agrees(entry)))
     }
 
-    /// What the remote lacks of an entry's bytes, and where it is here.
-    async fn load(&self, entry: &Entry) -> Result<Load, Trouble> {
+    /// Sends objects and then recipes; the bytes that went.
+    pub async fn send_load(&self, load: &Load) -> Result<u64, Trouble> {
+        let sizes = load.sources.values().map(|source| source.part.bytes);
+        self.progress.expect(sizes.sum());
+        let sending = stream::iter(load.sources.values().map(|source| self.send(source)));
+        let sending = sending.buffer_unordered(OBJECTS);
+        let bytes = sending.try_fold(0, async |sum, bytes| Ok(sum + bytes)).await?;
+        crash_point!("push.before-recipes");
+        let recipes = stream::iter(load.recipes.iter().map(|recipe| self.send_recipe(recipe)));
+        recipes.buffer_unordered(OBJECTS).try_collect::<()>().await?;
+        Ok(bytes)
+    }
+
+    /// What the remote lacks of the bytes of `outputs`, and where it is here: in the cache, or at
+    /// one of `places`.
+    pub async fn load(
+        &self,
+        outputs: &[Output],
+        places: &BTreeMap<Digest, PathBuf>,
+    ) -> Result<Load, Trouble> {
         let mut load = Load::default();
-        for output in artifacts(entry) {
+        for output in outputs {
             let form = async || {
-                let form = self.inner.form(&output, self.is_split(&output)).await?;
+                let form = self.inner.form(output, self.is_split(output)).await?;
                 let Some(form) = form else { return Ok(None) };
                 let lacking = self.inner.lacking(None, form.parts()).await?;
                 Ok(lacking.is_empty().then_some(form))
@@ -152,7 +164,10 @@ impl Transfer {
             match self.patiently(form).await? {
                 Some(Form::Blob(_)) => {}
                 Some(Form::Recipe(_)) => load.split.push(output.digest),
-                None => self.add(&mut load, &output).await?,
+                None => match places.get(&output.digest) {
+                    Some(place) => self.add_place(&mut load, output, place).await?,
+                    None => self.add(&mut load, output).await?,
+                },
             }
         }
         let parts: Vec<Part> = load.sources.values().map(|source| source.part).collect();
@@ -246,7 +261,7 @@ impl Transfer {
         Ok(true)
     }
 
-    fn damaged_here(&self, path: std::path::PathBuf, what: String) -> Trouble {
+    pub fn damaged_here(&self, path: PathBuf, what: String) -> Trouble {
         let error = crate::Error::Damaged { path, what };
         self.cache.report(error.to_string());
         Trouble::Local(error)

@@ -38,6 +38,11 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Drops an upload that will not be completed.
     async fn abort(&self, upload: Upload<'_>) -> Result<(), Fault>;
 
+    /// Names of the objects below `dir`, in any order.
+    async fn list(&self, dir: &str) -> Result<Vec<String>, Fault> {
+        Err(Fault::Refused(format!("it cannot say what is below `{dir}`")))
+    }
+
     /// Removes what killed clients left long ago, where the store does not do so by itself.
     async fn tidy(&self) {}
 }

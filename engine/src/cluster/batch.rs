@@ -31,7 +31,7 @@ pub struct Array {
     pub shape: Shape,
     /// How many tasks.
     pub count: usize,
-    /// Where what they print goes: see [`Array::output_of`].
+    /// Where what they print goes, a path on their nodes: see [`Array::output_of`].
     pub output: PathBuf,
     /// Nodes not to be used.
     pub exclude: Vec<String>,

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Cancel, Shape};
 use super::clerk::{self, Ask, Said};
+use super::courier::{Carrier, News};
+use super::far::Far;
 use super::journal::{self, Journal, Line, Places};
 use super::orphans::{By, Orphan};
 use super::pilot::Queue;
@@ -33,6 +35,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 pub(super) enum Inbox {
     Command(Command),
     Said(Said),
+    News(News),
+}
+
+impl From<News> for Inbox {
+    fn from(news: News) -> Inbox {
+        Inbox::News(news)
+    }
 }
 
 impl From<Said> for Inbox {
@@ -149,6 +158,9 @@ pub(super) struct Driver {
     pub default_s: Option<u64>,
     pub places: Places,
     pub store: PathBuf,
+    /// Where nodes share no directory with this machine, and when all was taken that they had left.
+    pub far: Option<Far>,
+    pub looked: Option<Instant>,
     pub build: String,
     messages: Messages,
     inbox: Receiver<Inbox>,
@@ -186,6 +198,7 @@ impl Driver {
     pub fn new(
         setup: Setup,
         store: &Path,
+        carrier: Option<Carrier>,
         build: &str,
         messages: Messages,
     ) -> io::Result<(Sender<Inbox>, Driver)> {
@@ -195,6 +208,8 @@ impl Driver {
         }
         let journal = Journal::create(&setup.run)?;
         let (sender, inbox) = channel();
+        let far = carrier.map(|carrier| Far::start(carrier, &setup, &places, &sender));
+        let far = far.transpose()?;
         let now = Instant::now();
         let driver = Driver {
             settings: setup.settings,
@@ -207,6 +222,8 @@ impl Driver {
             mails: BTreeSet::from([places.mail()]),
             places,
             store: store.to_path_buf(),
+            far,
+            looked: None,
             build: build.into(),
             messages,
             inbox,
@@ -278,6 +295,7 @@ impl Driver {
             Inbox::Said(Said::Polled { names, asked, result }) => {
                 self.polled(&names, asked, result);
             }
+            Inbox::News(news) => self.take_news(news),
             Inbox::Said(Said::Cancelled { ids, how, well }) => {
                 self.cancelling -= 1;
                 if !well {
@@ -303,6 +321,14 @@ impl Driver {
         };
         self.by_name.insert(name, worker);
         self.jobs.insert(worker, job);
+        match self.far {
+            Some(_) => self.dispatch(worker),
+            None => self.wait(worker, pilot),
+        }
+    }
+
+    /// Lets an order wait for others that can be submitted with it.
+    pub fn wait(&mut self, worker: u64, pilot: bool) {
         self.waiting.push((worker, pilot));
         let now = Instant::now();
         self.came = Some((self.came.map_or(now, |(first, _)| first), now));
@@ -314,8 +340,12 @@ impl Driver {
             By::Task { name, array, task, single } | By::Pilot { name, array, task, single } => {
                 (name.clone(), array.clone(), *task, *single)
             }
+            By::Nobody => return self.attach_finished(worker, orphan.attempt, dir),
             By::Queue { .. } => return,
         };
+        if let Some(far) = &self.far {
+            far.courier.also(&orphan.run, orphan.mail.clone());
+        }
         let line = Line::Attached {
             name: name.clone(),
             id: array.clone(),
@@ -470,6 +500,9 @@ impl Driver {
         let left = self.cancelling > 0 || !self.unheard.is_empty();
         if !left && !self.arrays.values().any(unsure) {
             Journal::close(&self.run);
+            if let Some(far) = self.far.take() {
+                far.clear(&self.run);
+            }
         }
     }
 

@@ -3,17 +3,24 @@
 //!
 //! In reading order: [`batch`] (what is needed of a batch system) and `slurm/` (one of them),
 //! `records` (what leader and node tell each other), `agent` and `pilot` (the node), `driver` with
-//! `submit` and `watch` (the leader's thread), `journal` and `orphans` (what a dead leader left).
+//! `submit` and `watch` (the leader's thread), `journal` and `orphans` (what a dead leader left). Where
+//! nodes see none of the leader's directories, `courier` and `node` carry the same records by a remote
+//! (`desk`).
 
 pub mod agent;
 pub mod batch;
 mod clerk;
+mod courier;
+mod desk;
 mod driver;
 pub mod export;
+mod far;
 pub mod journal;
+pub mod node;
 mod orphans;
 pub mod pilot;
 pub mod records;
+mod saved;
 mod settings;
 pub mod slurm;
 mod submit;
@@ -27,13 +34,15 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
+use cache::remote::Remote;
 use cache::{Cache, Key};
 use rustix::process::Signal;
 
 use self::batch::{Batch, Shape};
+use self::courier::Carrier;
 use self::driver::{Command, Driver, Inbox};
 use self::orphans::Orphan;
-pub use self::settings::{Bytes, Duration, Mode, Settings};
+pub use self::settings::{Bytes, Duration, Mode, Settings, Store};
 pub use self::slurm::script::{quoted as shell_word, script as job_script};
 use crate::event::Failure;
 use crate::pool::{Messages, Runner, Wanted};
@@ -59,6 +68,8 @@ pub struct Setup {
     pub default_s: Option<u64>,
     /// Records of runs that may have left jobs; those that go on are passed over.
     pub earlier: Vec<PathBuf>,
+    /// By what nodes are reached that see none of the leader's directories.
+    pub remote: Option<Remote>,
 }
 
 /// The leader's side of a cluster: a handle on the thread that does the work.
@@ -90,8 +101,9 @@ impl Cluster {
         build: &str,
         messages: Messages,
     ) -> io::Result<Cluster> {
-        let orphans = orphans::find(&setup.earlier, cache, setup.batch.as_mut());
-        let (inbox, driver) = Driver::new(setup, cache.root(), build, messages)?;
+        let carrier = setup.remote.as_ref().map(|remote| Carrier::new(cache, remote));
+        let orphans = orphans::find(&setup.earlier, cache, carrier.as_ref(), setup.batch.as_mut());
+        let (inbox, driver) = Driver::new(setup, cache.root(), carrier, build, messages)?;
         let thread = std::thread::Builder::new().name("cluster".into()).spawn(|| driver.run())?;
         let store = cache.root().to_path_buf();
         let (wanted, doubled) = (HashMap::new(), HashMap::new());
@@ -156,6 +168,10 @@ impl Runner for Cluster {
         self.next += 1;
         self.send(Command::Attach { worker: id, orphan }).ok()?;
         Some((id, dir))
+    }
+
+    fn saved(&self, key: &Key) -> Option<u64> {
+        saved::newest(&self.store, key).map(|saved| saved.position)
     }
 
     fn failed(&mut self, key: &Key, failure: Failure) {

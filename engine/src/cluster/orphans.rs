@@ -10,9 +10,12 @@ use cache::{Cache, Key};
 
 use super::agent::waiting;
 use super::batch::{Batch, State, Status};
+use super::courier::Carrier;
+use super::desk::{self, Address};
 use super::journal::{self, Line, Places};
 use super::pilot::Queue;
-use super::records::{self, EXIT};
+use super::records::{self, EXIT, Exit};
+use crate::wire::Answer;
 
 /// How long an answer of the batch system is waited for: without it work may be done twice.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -22,8 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub(super) struct Orphan {
     /// Its name.
     pub attempt: String,
+    /// The record of the run it was of.
+    pub run: PathBuf,
     /// Where its end is announced.
     pub mail: PathBuf,
+    /// Whether its node shares no directory with this machine.
+    pub far: bool,
     /// Who has it.
     pub by: By,
 }
@@ -37,22 +44,30 @@ pub(super) enum By {
     Pilot { name: String, array: String, task: usize, single: bool },
     /// Nobody yet: it waits in the queue of pilots.
     Queue { file: PathBuf },
+    /// Nobody any more: it is over, and its results are in a remote.
+    Nobody,
 }
 
 impl Orphan {
     /// Whether it is still to be waited for. What only waits in a queue is taken out of it, to be
-    /// done anew; when a pilot is faster, it is done by that one, and once more here.
+    /// done anew; when a pilot is faster, it is done by that one, and once more here. Where a common
+    /// directory has the results of what is over, they are adopted without this.
     pub fn goes_on(&self, dir: &Path) -> bool {
         if let By::Queue { file } = &self.by {
             let _ = fs::remove_file(file);
             return false;
         }
-        dir.exists() && !records::path(dir, EXIT).exists()
+        dir.exists() && (self.far || !records::path(dir, EXIT).exists())
     }
 }
 
 /// Attempts of the runs recorded in `runs` that are not over, by key.
-pub(super) fn find(runs: &[PathBuf], cache: &Cache, batch: &mut dyn Batch) -> HashMap<Key, Orphan> {
+pub(super) fn find(
+    runs: &[PathBuf],
+    cache: &Cache,
+    carrier: Option<&Carrier>,
+    batch: &mut dyn Batch,
+) -> HashMap<Key, Orphan> {
     let runs: Vec<(&PathBuf, Vec<Line>)> = runs
         .iter()
         .filter(|run| !crate::history::alive(run))
@@ -69,10 +84,22 @@ pub(super) fn find(runs: &[PathBuf], cache: &Cache, batch: &mut dyn Batch) -> Ha
         all.into_iter().filter(|s| matches!(s.state, State::Pending | State::Running)).collect();
     let mut found = HashMap::new();
     for (run, lines) in &runs {
-        let places = Places::of(run);
-        let theirs = of_run(&places, lines, &alive);
+        let (places, address) = (Places::of(run), Address::of(run));
+        // Now, when it is known who lives: what ended before has left its record.
+        if address.as_ref().is_some_and(|address| !reached(address, run, carrier)) {
+            continue;
+        }
+        let mut theirs = of_run(&places, lines, &alive);
+        if address.is_some() {
+            theirs.iter_mut().for_each(|orphan| orphan.far = true);
+            theirs.extend(finished(&places, lines, cache));
+        }
         if theirs.is_empty() && !journal::is_unsettled(run, lines) {
             journal::Journal::close(run);
+            let desk = address.zip(carrier).and_then(|(a, carrier)| a.desk(&carrier.remote));
+            if desk.is_some_and(|desk| desk.clear().is_ok()) {
+                desk::forget(run);
+            }
         }
         for orphan in theirs {
             let key = orphan.attempt.split('.').next().and_then(|key| key.parse::<Key>().ok());
@@ -83,6 +110,44 @@ pub(super) fn find(runs: &[PathBuf], cache: &Cache, batch: &mut dyn Batch) -> Ha
         }
     }
     found
+}
+
+/// Whether what is at the desk of a run could be brought: without, nothing is known of its jobs.
+fn reached(address: &Address, run: &Path, carrier: Option<&Carrier>) -> bool {
+    let desk = carrier.and_then(|carrier| Some((carrier, address.desk(&carrier.remote)?)));
+    let Some((carrier, desk)) = desk else { return false };
+    let (mail, started) = (Places::of(run).mail(), Instant::now());
+    loop {
+        match carrier.take(&desk, &mail) {
+            Ok(_) => return true,
+            Err(_) if started.elapsed() < PATIENCE => std::thread::sleep(Duration::from_secs(1)),
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Attempts of a run that ended well on their nodes, and whose leader was gone before it knew.
+fn finished(places: &Places, lines: &[Line], cache: &Cache) -> Vec<Orphan> {
+    let attempts = lines.iter().flat_map(|line| match line {
+        Line::Submits { attempts, .. } => attempts.clone(),
+        Line::Attached { attempt, .. } => vec![attempt.clone()],
+        Line::Submitted { .. } => Vec::new(),
+    });
+    let well = |attempt: &String| {
+        let exit = records::dir_of(cache.root(), attempt).map(|dir| records::path(&dir, EXIT));
+        let exit = exit.and_then(|path| records::read::<Exit>(&path));
+        exit.is_some_and(|exit| matches!(exit.answer, Answer::Done { .. }))
+    };
+    let orphan = |attempt| {
+        let (run, mail) = (run_of(places), places.mail());
+        Orphan { attempt, run, mail, far: true, by: By::Nobody }
+    };
+    attempts.filter(well).map(orphan).collect()
+}
+
+/// The record of a run.
+fn run_of(places: &Places) -> PathBuf {
+    places.root.parent().unwrap_or(&places.root).to_path_buf()
 }
 
 /// What is known of the arrays; `None` when nobody says.
@@ -112,7 +177,9 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
             let of = alive.iter().find(|s| s.name == *name && s.task == task);
             orphans.extend(of.map(|status| Orphan {
                 attempt: attempt.clone(),
+                run: run_of(places),
                 mail: places.mail(),
+                far: false,
                 by: By::Task {
                     name: name.clone(),
                     array: status.array.clone(),
@@ -130,7 +197,8 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
         for file in waiting(&queue.queue()).into_iter().filter(|_| any) {
             let attempt = attempt_of(&file);
             let by = By::Queue { file: queue.queue().join(&file) };
-            orphans.push(Orphan { attempt, mail: places.mail(), by });
+            let (run, mail) = (run_of(places), places.mail());
+            orphans.push(Orphan { attempt, run, mail, far: false, by });
         }
         for file in waiting(&queue.taken()) {
             let Some((order, job)) = file.split_once('@') else { continue };
@@ -142,7 +210,8 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
                 task: status.task,
                 single: !status.id.contains('_'),
             };
-            orphans.push(Orphan { attempt: attempt_of(order), mail: places.mail(), by });
+            let (attempt, run) = (attempt_of(order), run_of(places));
+            orphans.push(Orphan { attempt, run, mail: places.mail(), far: false, by });
         }
     }
     orphans
@@ -151,4 +220,28 @@ fn of_run(places: &Places, lines: &[Line], alive: &[Status]) -> Vec<Orphan> {
 /// `<number>-<attempt>` of an order's file.
 pub(super) fn attempt_of(file: &str) -> String {
     file.split_once('-').map_or(file, |(_, attempt)| attempt).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_meanwhile_is_taken_from_its_record_where_nothing_else_tells_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let task = || By::Task { name: "a".into(), array: "7".into(), task: 0, single: true };
+        let orphan = |far, by| {
+            let (run, mail) = (dir.path().to_path_buf(), dir.path().join("mail"));
+            Orphan { attempt: "k.a".into(), run, mail, far, by }
+        };
+        let goes_on = |dir: &Path| {
+            [orphan(false, task()), orphan(true, task())].map(|orphan| orphan.goes_on(dir))
+        };
+        assert_eq!(goes_on(dir.path()), [true, true]);
+        records::prepare(dir.path()).unwrap();
+        fs::write(records::path(dir.path(), EXIT), "").unwrap();
+        assert_eq!(goes_on(dir.path()), [false, true]);
+        assert!(orphan(true, By::Nobody).goes_on(dir.path()));
+        assert_eq!(goes_on(&dir.path().join("gone")), [false, false]);
+    }
 }

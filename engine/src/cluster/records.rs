@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::saved::Saved;
 use crate::wire::{Answer, Order};
 
 /// Where they lie, below the attempt.
@@ -39,6 +40,9 @@ pub struct Ordered {
     pub cpus: u32,
     /// GPUs of the job.
     pub gpus: u32,
+    /// Where there is one in a remote, what the step goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Saved>,
 }
 
 /// Where a step runs.
@@ -99,6 +103,19 @@ pub(crate) fn write_new(path: &Path, record: &impl Serialize) -> io::Result<bool
 pub(crate) fn write(path: &Path, record: &impl Serialize) -> io::Result<()> {
     let staged = stage(path, record)?;
     fs::rename(&staged, path).inspect_err(|_| drop(fs::remove_file(&staged)))
+}
+
+/// Writes a text that only its user may read.
+pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(text.as_bytes())
 }
 
 fn stage(path: &Path, record: &impl Serialize) -> io::Result<PathBuf> {

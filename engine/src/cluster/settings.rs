@@ -17,6 +17,17 @@ pub enum Mode {
     Pilot,
 }
 
+/// By what leader and nodes share results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Store {
+    /// All see the leader's cache under the same path.
+    #[default]
+    Shared,
+    /// All reach the run's remote; each node has a cache of its own.
+    Remote,
+}
+
 /// What a site and a pipeline want.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -51,6 +62,10 @@ pub struct Settings {
     pub program: Option<PathBuf>,
     /// Lines of the job's script before it: `module load cuda`.
     pub setup: Vec<String>,
+    /// By what leader and nodes share results.
+    pub store: Store,
+    /// Where a node keeps its cache, if that is its own; `$NAME` is a variable of the job.
+    pub node_cache: Option<String>,
     /// Wall time of the leader's own job (`--detach`).
     pub leader_time: Option<Duration>,
 }
@@ -73,6 +88,8 @@ impl Default for Settings {
             poll: Duration(60.0),
             program: None,
             setup: Vec::new(),
+            store: Store::Shared,
+            node_cache: None,
             leader_time: None,
         }
     }
@@ -124,6 +141,9 @@ impl Settings {
         if settings.max_jobs == 0 || settings.pilots == 0 {
             return Err("`max_jobs` and `pilots` are above 0".into());
         }
+        if (settings.store, settings.mode) == (Store::Remote, Mode::Pilot) {
+            return Err("`mode: pilot` needs a directory that leader and nodes share, and `store: remote` has none\nhint: leave `mode` out, or write `mode: submit`".into());
+        }
         Ok(settings)
     }
 
@@ -169,5 +189,6 @@ mod tests {
         assert!(error(json!({ "time": "soon" })).contains("no duration"));
         assert!(error(json!({ "mode": "both" })).contains("both"));
         assert!(error(json!({ "pilots": 0 })).contains("above 0"));
+        assert!(error(json!({ "store": "remote", "mode": "pilot" })).contains("mode: submit"));
     }
 }

@@ -2,7 +2,6 @@
 //! directory. What is about to be submitted is in the journal before.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -66,7 +65,12 @@ impl Driver {
         let (limit_s, margin_s) = self.times(shape.time_s);
         let mut names = Vec::new();
         for &worker in workers {
-            match self.write_order(worker, limit_s, margin_s) {
+            let written = match (&self.far, self.jobs.get(&worker)) {
+                // It is there already.
+                (Some(_), Some(job)) => Ok(job.name.clone()),
+                _ => self.write_order(worker, limit_s, margin_s),
+            };
+            match written {
                 Ok(name) => names.push((worker, name)),
                 Err(error) => {
                     let message = format!("cannot write its order: {error}");
@@ -77,17 +81,15 @@ impl Driver {
         let Some((_, first)) = names.first() else { return };
         self.numbers += 1;
         let name = format!("pipe-{}-{}-{}", self.id, self.numbers, &first[..8]);
-        let list = self.places.jobs().join(format!("{}.list", self.numbers));
         let attempts: Vec<String> = names.iter().map(|(_, name)| name.clone()).collect();
-        let args = ["--list".to_string(), list.display().to_string()];
-        let written = fs::write(&list, attempts.join("\n") + "\n");
+        let command = self.command_of(&attempts);
         let workers: Vec<u64> = names.iter().map(|(worker, _)| *worker).collect();
         for (task, &worker) in workers.iter().enumerate() {
             let at = At::Task { array: name.clone(), task };
             self.jobs.get_mut(&worker).expect("just written").at = at;
         }
-        let batched =
-            written.and_then(|()| self.batched(name, shape, workers.len(), margin_s, &args));
+        let batched = command
+            .and_then(|command| self.batched(name, shape, workers.len(), margin_s, &command));
         match batched {
             Ok(batched) => self.send(Batched { workers, ..batched }, attempts),
             Err(error) => {
@@ -111,7 +113,12 @@ impl Driver {
         Ok(records::name_of(&dir))
     }
 
-    fn ordered(&mut self, worker: u64, limit_s: Option<f64>, margin_s: f64) -> (PathBuf, Ordered) {
+    pub fn ordered(
+        &mut self,
+        worker: u64,
+        limit_s: Option<f64>,
+        margin_s: f64,
+    ) -> (PathBuf, Ordered) {
         let job = self.jobs.get_mut(&worker).expect("it waits");
         let order = *job.order.take().expect("it is written once");
         let ordered = Ordered {
@@ -122,12 +129,13 @@ impl Driver {
             margin_s,
             cpus: job.shape.cpus,
             gpus: job.shape.gpus,
+            checkpoint: None,
         };
         (job.dir.clone(), ordered)
     }
 
     /// Wall time of a job, if it is known, and how long before its end steps stop.
-    fn times(&self, time_s: Option<u64>) -> (Option<f64>, f64) {
+    pub fn times(&self, time_s: Option<u64>) -> (Option<f64>, f64) {
         // Slurm counts minutes.
         let limit = time_s.map(|s| s.div_ceil(60).max(1) * 60).or(self.default_s);
         let limit = limit.map(|s| s as f64);
@@ -142,19 +150,23 @@ impl Driver {
         shape: &Shape,
         count: usize,
         margin_s: f64,
-        args: &[String],
+        (args, input): &(Vec<String>, String),
     ) -> std::io::Result<Batched> {
         let path = self.places.jobs().join(format!("{}.sh", self.numbers));
         let mut command = vec![self.program.display().to_string(), "worker".into()];
-        command.push(self.store.display().to_string());
         command.extend_from_slice(args);
-        fs::write(&path, script(&self.settings.setup, &command))?;
+        records::write_private(&path, &script(&self.settings.setup, &command, input))?;
+        let output = match self.far {
+            // On the node.
+            Some(_) => Path::new("/tmp").join(&name),
+            None => self.places.jobs().join(self.numbers.to_string()),
+        };
         let array = Array {
             name,
             script: path,
             shape: shape.clone(),
             count,
-            output: self.places.jobs().join(self.numbers.to_string()),
+            output,
             exclude: self.excluded(),
             margin_s: margin_s.ceil() as u64,
         };
@@ -340,9 +352,10 @@ impl Driver {
             let shape = self.pilots[number].shape.clone();
             let shape = Shape { time_s: self.pilot_time(&shape), ..shape };
             let (_, margin_s) = self.times(shape.time_s);
-            let args = ["--pilot".to_string(), queue.display().to_string()];
+            let store = self.store.display().to_string();
+            let command = [store, "--pilot".to_string(), queue.display().to_string()].to_vec();
             let count = wanted - alive;
-            match self.batched(name, &shape, count, margin_s, &args) {
+            match self.batched(name, &shape, count, margin_s, &(command, String::new())) {
                 Ok(batched) => {
                     let pilots = Some((queue, count));
                     self.send(Batched { pilots, ..batched }, Vec::new());

@@ -6,14 +6,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use cache::remote::Remote;
 use cache::{Cache, Digest, Key};
 use serde_json::Value;
 
 use super::batch::{Array, Batch, Cancel, End, Refusal, Shape, State, Status};
+use super::desk::{Address, Desk};
+use super::records::{Exit, Place};
 use super::{Cluster, Settings, Setup, journal};
 use crate::event::Failure;
 use crate::pool::{Kind, Message, Runner, Wanted};
-use crate::wire::{Answer, Frozen, Order};
+use crate::wire::{Answer, Frozen, FrozenInput, Order};
 
 /// What a batch system does, and what it was asked.
 #[derive(Default)]
@@ -87,10 +90,15 @@ struct Stage {
     said: Receiver<Message>,
     run: PathBuf,
     cache: Cache,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn stage(fake: &Fake) -> Stage {
+    stage_with(fake, false)
+}
+
+/// With a remote, which is a directory, nodes share no other with the leader.
+fn stage_with(fake: &Fake, far: bool) -> Stage {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path().join("cache")).unwrap();
     let run = dir.path().join("run");
@@ -104,16 +112,48 @@ fn stage(fake: &Fake) -> Stage {
         nodes: 3,
         default_s: None,
         earlier: Vec::new(),
+        remote: far.then(|| remote(dir.path())),
     };
     let (sender, said) = channel();
     let messages = Arc::new(move |message| sender.send(message).is_ok());
     let cluster = Cluster::start(setup, &cache, "build", messages).unwrap();
-    Stage { fake: fake.clone(), cluster, said, run, cache, _dir: dir }
+    Stage { fake: fake.clone(), cluster, said, run, cache, dir }
+}
+
+fn remote(dir: &Path) -> Remote {
+    let bucket = dir.join("bucket");
+    let _ = std::fs::create_dir(&bucket);
+    let mut settings = cache::remote::Settings::new(bucket.display().to_string());
+    settings.timeouts.pause = Duration::from_millis(100);
+    Remote::open(settings, &|_| None).unwrap()
 }
 
 impl Stage {
+    /// What a node sees.
+    fn desk(&self) -> Desk {
+        let remote = remote(self.dir.path());
+        Address::of(&self.run).unwrap().desk(&remote).unwrap()
+    }
+
+    /// The note of that kind, once it is there.
+    fn note(&self, record: &str) -> String {
+        let (desk, started) = (self.desk(), Instant::now());
+        loop {
+            let names = desk.list().unwrap();
+            if let Some(name) = names.into_iter().find(|name| name.ends_with(record)) {
+                return name;
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "no {record}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Orders a step whose key is made from `name`.
     fn order(&mut self, name: &str) -> u64 {
+        self.order_with(name, BTreeMap::new())
+    }
+
+    fn order_with(&mut self, name: &str, inputs: BTreeMap<String, Vec<FrozenInput>>) -> u64 {
         let key: Key = Digest::of(name.as_bytes()).to_string().parse().unwrap();
         let attempt = self.cache.root().join(format!("attempts/{key}/1"));
         std::fs::create_dir_all(&attempt).unwrap();
@@ -125,7 +165,7 @@ impl Stage {
             stage: "command".into(),
             version: 1,
             params: Value::Null,
-            inputs: BTreeMap::new(),
+            inputs,
             ports: Vec::new(),
             threads: 1,
             secrets: Vec::new(),
@@ -221,4 +261,74 @@ fn nothing_that_a_batch_system_says_is_a_success() {
             "{states:?}: {end:?}"
         );
     }
+}
+
+/// What a node makes of an order, by hand.
+fn exit(answer: Answer) -> Vec<u8> {
+    let place = Place { job: "7".into(), host: "n1".into() };
+    serde_json::to_vec(&Exit { answer, place, seconds: 1.0, cpus: 1, gpus: 0 }).unwrap()
+}
+
+#[test]
+fn orders_and_ends_travel_by_a_remote() {
+    let fake = Fake::default();
+    let mut stage = stage_with(&fake, true);
+    let worker = stage.order("a");
+    fake.wait("it is submitted", |script| !script.submitted.is_empty());
+    let (order, desk) = (stage.note(".order"), stage.desk());
+    let ordered = desk.read(std::slice::from_ref(&order)).unwrap().remove(0).1;
+    let here = stage.cache.root().display().to_string();
+    assert!(!String::from_utf8(ordered).unwrap().contains(&here), "no path of the leader's");
+    let script = std::fs::read_to_string(fake.with(|s| s.submitted[0].script.clone())).unwrap();
+    let attempt = order.strip_suffix(".order").unwrap();
+    assert!(script.contains(attempt) && !script.contains(&here), "{script}");
+    desk.put(&format!("{attempt}.log-0"), b"half ").unwrap();
+    desk.put(&format!("{attempt}.log-5"), b"a line\n").unwrap();
+    desk.put_new(&format!("{attempt}.exit"), &exit(Answer::Done { outputs: vec![], log: None }))
+        .unwrap();
+    assert!(matches!(stage.end_of(worker), Answer::Done { .. }));
+    let log = super::records::dir_of(stage.cache.root(), attempt).unwrap().join("log");
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "half a line\n");
+    stage.cluster.close();
+    assert!(desk.list().unwrap().is_empty(), "nothing is left");
+    assert!(!journal::is_open(&stage.run) && Address::of(&stage.run).is_none());
+}
+
+#[test]
+fn a_step_whose_inputs_are_nowhere_is_not_submitted() {
+    let fake = Fake::default();
+    let mut stage = stage_with(&fake, true);
+    let (digest, kind) = (Digest::of(b"gone"), cache::Kind::File);
+    let input = FrozenInput { index: None, name: "x".into(), digest, kind, bytes: 4 };
+    let worker = stage.order_with("a", BTreeMap::from([("in".to_string(), vec![input])]));
+    let digests = loop {
+        let message = stage.said.recv_timeout(Duration::from_secs(60)).unwrap();
+        if let (true, Some(Answer::Lost { digests })) = (message.worker == worker, message.answer) {
+            break digests;
+        }
+    };
+    assert_eq!(digests, [digest]);
+    assert!(fake.with(|script| script.submitted.is_empty()));
+}
+
+/// That a job is over and has left no record says nothing while records cannot be read.
+#[test]
+fn nothing_is_concluded_while_the_remote_does_not_answer() {
+    let fake = Fake::default();
+    let mut stage = stage_with(&fake, true);
+    let worker = stage.order("a");
+    fake.wait("it is submitted", |script| !script.submitted.is_empty());
+    let order = stage.note(".order");
+    let (bucket, away) = (stage.dir.path().join("bucket"), stage.dir.path().join("away"));
+    std::fs::rename(&bucket, &away).unwrap();
+    fake.with(|script| script.states = vec![State::Ended(End::Completed)]);
+    let end = Instant::now() + Duration::from_secs(12);
+    while let Ok(message) = stage.said.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        let over = matches!(message.answer, Some(Answer::Failed { .. } | Answer::Done { .. }));
+        assert!(message.worker != worker || !over, "{:?}", message.answer);
+    }
+    std::fs::rename(&away, &bucket).unwrap();
+    let name = order.replace(".order", ".exit");
+    stage.desk().put_new(&name, &exit(Answer::Done { outputs: vec![], log: None })).unwrap();
+    assert!(matches!(stage.end_of(worker), Answer::Done { .. }));
 }

@@ -301,11 +301,13 @@ impl Driver {
         let grace = if ending { ENDING } else { GRACE };
         let (since, looks) = job.missing.unwrap_or((Instant::now(), 0));
         job.missing = Some((since, looks + 1));
-        if since.elapsed() < grace || looks + 1 < LOOKS {
+        if since.elapsed() < grace || looks + 1 < LOOKS || !self.taken_since(since) {
             return true;
         }
         // A network's file system may remember that the record was not there, until it is listed.
-        let _ = fs::read_dir(records::path(&job.dir, "")).map(Iterator::count);
+        if let Some(job) = self.jobs.get(&worker) {
+            let _ = fs::read_dir(records::path(&job.dir, "")).map(Iterator::count);
+        }
         self.look_for_exit(worker);
         let Some(job) = self.jobs.get_mut(&worker) else { return false };
         let host = status.and_then(|s| s.host.clone()).or(job.place.take().map(|p| p.host));
@@ -380,6 +382,15 @@ impl Driver {
     /// The last thing a job printed outside of its step.
     fn said(&self, status: &Status) -> String {
         let Some(batched) = self.arrays.get(&status.name) else { return String::new() };
+        if self.far.is_some() {
+            let output = batched.array.output_of(status.task);
+            return format!(
+                "; what it printed is in {} there\nhint: see that the node has {} and reaches {}, with credentials of its own",
+                output.display(),
+                self.program.display(),
+                self.far.as_ref().map_or("", |far| &far.address.remote)
+            );
+        }
         let text = fs::read(batched.array.output_of(status.task)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let last = text.lines().rev().find(|line| !line.trim().is_empty());

@@ -111,7 +111,7 @@ impl Executor<'_> {
         let step = self.steps[at];
         let on_cluster = self.options.cluster.is_some();
         if on_cluster && (failure.is_foreign() || failure == Failure::OutOfMemory) {
-            let position = self.cache.checkpoint_latest(&running.key).map(|(position, _)| position);
+            let position = self.position(&running.key);
             let tries = self.foreign.entry(step).or_default();
             if position > tries.position {
                 *tries = Tries { position, ..Tries::default() };
@@ -128,6 +128,12 @@ impl Executor<'_> {
             }
         }
         failure.retriable() && self.attempts[step] <= self.plan.steps[step].retries
+    }
+
+    /// How far the newest checkpoint of `key` is.
+    pub(super) fn position(&self, key: &Key) -> Option<u64> {
+        let here = self.cache.checkpoint_latest(key).map(|(position, _)| position);
+        here.max(self.pool.saved(key))
     }
 
     /// Lets the jobs of this run go on without it, if that is wanted: their steps are skipped here.

@@ -61,7 +61,9 @@ impl Executor<'_> {
         if let Err(error) = self.lease.hold(&used) {
             return self.refuse(at, format!("cannot keep its inputs from being removed: {error}"));
         }
-        let lost = self.lost_inputs(&inputs);
+        // Nodes that have no part in this cache may find them in the remote, or tell what is lost.
+        let elsewhere = self.options.cluster.as_ref().is_some_and(|cluster| cluster.remote);
+        let lost = if elsewhere { Vec::new() } else { self.lost_inputs(&inputs) };
         if !lost.is_empty() {
             let absent = self.absent(&inputs);
             if !self.fetches(at, absent, true) {
@@ -259,10 +261,11 @@ impl Executor<'_> {
 
     /// Where the step will go on.
     fn resumes(&self, key: &Key, attempt: &cache::Attempt) -> Option<u64> {
-        if attempt.first {
-            return None;
+        // Without another attempt there is none, but for what nodes keep in a remote.
+        match attempt.first && self.options.cluster.is_none() {
+            true => None,
+            false => self.position(key),
         }
-        self.cache.checkpoint_latest(key).map(|(position, _)| position)
     }
 
     /// Somebody works at a step, or will.

@@ -301,6 +301,7 @@ impl<'a> Executor<'a> {
         while let Ok(heard) = self.heard.try_recv() {
             self.hear(heard);
         }
+        self.bring_outputs();
         self.finish_sharing();
         self.tell_damage();
         self.summary.seconds = self.started.elapsed().as_secs_f64();

@@ -66,6 +66,8 @@ pub struct OnCluster {
     pub time_s: Option<u64>,
     /// Steps that pilots run.
     pub pilots: BTreeSet<usize>,
+    /// Whether its nodes get and leave bytes in the run's remote, not in this cache.
+    pub remote: bool,
 }
 
 impl Default for Options {

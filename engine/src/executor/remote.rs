@@ -345,6 +345,40 @@ impl Executor<'_> {
         })
     }
 
+    /// Brings what is to be delivered of what ran on nodes that have no part in this cache.
+    pub(super) fn bring_outputs(&mut self) {
+        let remote = self.options.cluster.as_ref().is_some_and(|cluster| cluster.remote);
+        let Some(sharing) = self.sharing.as_ref().filter(|_| remote && self.stopping == 0) else {
+            return;
+        };
+        let made = self.settled.iter().enumerate();
+        let wanted = made.flat_map(|(step, settled)| {
+            self.undelivered(step, settled.outputs.as_deref().unwrap_or_default())
+        });
+        let wanted: Vec<Output> = wanted.collect();
+        let (cancel, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        let fetched = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    if self.interrupts.load(Ordering::Relaxed) > 0 {
+                        cancel.store(true, Ordering::Relaxed);
+                    }
+                    std::thread::sleep(super::TICK);
+                }
+            });
+            let fetched = sharing.remote.fetch(self.cache, &wanted, &Progress::new(), &cancel);
+            ended.store(true, Ordering::Relaxed);
+            fetched
+        });
+        match fetched {
+            Ok(fetched) => {
+                let sharing = self.sharing.as_mut().expect("it is there");
+                sharing.shared.fetched_bytes += fetched.bytes;
+            }
+            Err(trouble) => self.tell_trouble(trouble.to_string()),
+        }
+    }
+
     /// Lets the last results go out; what could not be sent is kept for `pipe push`.
     pub(super) fn finish_sharing(&mut self) {
         let interrupts = self.interrupts;

@@ -148,6 +148,7 @@ fn executor() -> Value {
         )
     };
     let mode = json!({ "enum": ["auto", "submit", "pilot"] });
+    let store = json!({ "enum": ["shared", "remote"] });
     let slurm = json!({
         "partition": text("Partition of the jobs."),
         "account": text("Account they are charged to."),
@@ -164,6 +165,8 @@ fn executor() -> Value {
         "pilots": number("Pilots of one shape at a time."),
         "mode": said(mode, "One job a step, or pilots: a few jobs that take many steps."),
         "extra": texts("More arguments of every `sbatch`."),
+        "store": said(store, "By what leader and nodes share results: a cache that all see, or the run's remote."),
+        "node_cache": text("With `store: remote`, where a node keeps its cache; `$NAME` is a variable of the job."),
         "setup": texts("Lines of the job's script before it: `module load cuda`.")
     });
     json!({

@@ -5,9 +5,12 @@ use std::path::Path;
 use crate::cluster::batch::{Array, Shape};
 use crate::cluster::settings::Settings;
 
+/// Ends what a job reads; no line of it is this.
+const END: &str = "end of input";
+
 /// The script of an array: `command` becomes the job's own process, so that signals of the batch
-/// system reach it and nobody else.
-pub fn script(setup: &[String], command: &[String]) -> String {
+/// system reach it and nobody else. It reads `input`, if that is anything.
+pub fn script(setup: &[String], command: &[String], input: &str) -> String {
     let mut text = String::from("#!/bin/bash\n");
     for line in setup {
         text.push_str(line);
@@ -16,6 +19,9 @@ pub fn script(setup: &[String], command: &[String]) -> String {
     let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
     text.push_str("exec ");
     text.push_str(&words.join(" "));
+    if !input.is_empty() {
+        text.push_str(&format!(" <<'{END}'\n{input}{END}"));
+    }
     text.push('\n');
     text
 }
@@ -140,9 +146,11 @@ mod tests {
     fn a_script_becomes_its_command() {
         let command = ["/opt/my tools/pipe", "worker", "--list", "/s/it's.list"].map(String::from);
         assert_eq!(
-            script(&["module load cuda".into()], &command),
+            script(&["module load cuda".into()], &command, ""),
             "#!/bin/bash\nmodule load cuda\nexec '/opt/my tools/pipe' worker --list '/s/it'\\''s.list'\n"
         );
+        let read = script(&[], &["cat".into()], "a $b\nc\n");
+        assert_eq!(read, "#!/bin/bash\nexec cat <<'end of input'\na $b\nc\nend of input\n");
     }
 
     #[test]
