@@ -121,23 +121,10 @@ fn inside(path: &Path, within: &Path) -> Result<(PathBuf, u64)> {
     let outside = || Error::Outside { path: path.to_path_buf(), within: within.to_path_buf() };
     let meta = fs::symlink_metadata(path).at("find", path)?;
     tree::kind_of(path, &meta)?;
-    if plainly_inside(path, within) {
-        return Ok((path.to_path_buf(), meta.len()));
-    }
     let parent = fs::canonicalize(path.parent().ok_or_else(outside)?).at("find", path)?;
     let real = parent.join(path.file_name().ok_or_else(outside)?);
     let root = fs::canonicalize(within).at("find", within)?;
     if real.starts_with(&root) && real != root { Ok((real, meta.len())) } else { Err(outside()) }
-}
-
-/// Whether nothing leads from `within` to `path` but directories: most often so, and cheaper to see
-/// than where links lead.
-fn plainly_inside(path: &Path, within: &Path) -> bool {
-    let Ok(rest) = path.strip_prefix(within) else { return false };
-    let plain = |part| matches!(part, std::path::Component::Normal(_));
-    let is_dir = |dir: &Path| fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir());
-    let between = path.ancestors().skip(1).take_while(|dir| *dir != within);
-    rest.components().next().is_some() && rest.components().all(plain) && { between }.all(is_dir)
 }
 
 /// `rename` that fails when the target exists, also where the file system cannot do that itself.

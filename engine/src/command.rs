@@ -122,11 +122,7 @@ impl Work {
     }
 
     fn fill(dir: PathBuf, params: &Params, ctx: &mut Context) -> Result<Work> {
-        let wanted = wanted(ctx.inputs.keys());
-        match ctx.emptied.take() {
-            Some(there) => places::complete(&dir, there, &wanted)?,
-            None => places::make(&dir, &wanted)?,
-        }
+        places::make(&dir, &wanted(ctx.inputs.keys()))?;
         let mut values = BTreeMap::new();
         for (port, inputs) in &ctx.inputs {
             let folder = Path::new("in").join(port);
@@ -308,7 +304,7 @@ impl Work {
 }
 
 /// The directories that a command finds.
-pub(crate) fn wanted<'a>(inputs: impl Iterator<Item = &'a String>) -> BTreeSet<PathBuf> {
+fn wanted<'a>(inputs: impl Iterator<Item = &'a String>) -> BTreeSet<PathBuf> {
     let mut places: BTreeSet<PathBuf> =
         ["", "out", "scratch", "checkpoint"].into_iter().map(PathBuf::from).collect();
     for port in inputs {

@@ -17,28 +17,6 @@ pub(crate) fn make(dir: &Path, places: &BTreeSet<PathBuf>) -> std::io::Result<()
             BTreeSet::new()
         }
     };
-    complete(dir, there, places)
-}
-
-/// Removes all that is in `dir` but these directories; tells which of them are there, all empty.
-/// `None` of one that cannot be used.
-pub(crate) fn empty(dir: &Path, places: &BTreeSet<PathBuf>) -> Option<BTreeSet<PathBuf>> {
-    let mut there = BTreeSet::from([PathBuf::new()]);
-    usable(dir).then(|| clear(dir, Path::new(""), places, &mut there))?.ok()?;
-    Some(there)
-}
-
-/// Makes `dir`, which has the directories `there` and nothing else, have `places` and nothing else.
-pub(crate) fn complete(
-    dir: &Path,
-    there: BTreeSet<PathBuf>,
-    places: &BTreeSet<PathBuf>,
-) -> std::io::Result<()> {
-    // What is deeper comes later.
-    let gone: Vec<&PathBuf> = there.difference(places).collect();
-    for gone in gone.into_iter().rev().filter(|gone| !gone.as_os_str().is_empty()) {
-        fs::remove_dir(dir.join(gone))?;
-    }
     for new in places.difference(&there) {
         match fs::create_dir(dir.join(new)) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
@@ -46,6 +24,14 @@ pub(crate) fn complete(
         }
     }
     Ok(())
+}
+
+/// Removes all that is in `dir` but these directories; tells which of them are there, all empty.
+/// `None` of one that cannot be used.
+fn empty(dir: &Path, places: &BTreeSet<PathBuf>) -> Option<BTreeSet<PathBuf>> {
+    let mut there = BTreeSet::from([PathBuf::new()]);
+    usable(dir).then(|| clear(dir, Path::new(""), places, &mut there))?.ok()?;
+    Some(there)
 }
 
 /// Removes from `dir/below` all but the directories that are wanted.
@@ -128,23 +114,6 @@ mod tests {
         make(&work, &set(&["", "in", "out"])).unwrap();
         assert_eq!(below(&work), ["in", "out"]);
         assert!(work.join("in").symlink_metadata().unwrap().is_dir());
-    }
-
-    #[test]
-    fn what_is_known_to_be_empty_is_completed() {
-        let dir = tempfile::tempdir().unwrap();
-        let work = dir.path().join("work");
-        assert_eq!(empty(&work, &set(&["", "in"])), None, "it is not there");
-        make(&work, &set(&["", "in", "in/a", "in/b", "out"])).unwrap();
-        fs::write(work.join("in/a/f"), "bytes").unwrap();
-        fs::write(work.join("f"), "bytes").unwrap();
-        let there = empty(&work, &set(&["", "in", "in/a", "out", "more"])).unwrap();
-        assert_eq!(there, set(&["", "in", "in/a", "out"]));
-        assert_eq!(below(&work), ["in", "in/a", "out"]);
-        complete(&work, there, &set(&["", "in", "in/c", "more"])).unwrap();
-        assert_eq!(below(&work), ["in", "in/c", "more"]);
-        complete(&work, set(&["", "in", "in/c", "more"]), &set(&["", "out"])).unwrap();
-        assert_eq!(below(&work), ["out"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use cache::{Attempt, Cache, Digest, Finished, Output};
 
-use crate::command::{self, Command, WORK};
+use crate::command::{Command, WORK};
 use crate::descendants;
 use crate::event::Failure;
 use crate::places;
@@ -58,12 +58,12 @@ pub fn serve(
     wire::send(&stream, &Answer::Hello { protocol: wire::PROTOCOL, build: build.into() })?;
     let cancel = Arc::new(AtomicBool::new(false));
     let orders = listen(stream.try_clone()?, cancel.clone(), process);
-    let mut last: Option<Left> = None;
+    let mut last: Option<PathBuf> = None;
     for (frozen, attempt, places) in orders {
-        let emptied = last.and_then(|last| last.inherit(&attempt, &frozen));
-        let emptied = emptied.into();
-        let job =
-            Job { cache, registry, frozen: &frozen, places: &places, stream: &stream, emptied };
+        if let Some(last) = last.filter(|_| process) {
+            inherit(&last, &attempt, &frozen);
+        }
+        let job = Job { cache, registry, frozen: &frozen, places: &places, stream: &stream };
         let answer = job.run(&attempt, &cancel, process);
         if process {
             descendants::kill_all(&[]);
@@ -71,47 +71,27 @@ pub fn serve(
         cancel.store(false, Ordering::Relaxed);
         wire::send(&stream, &answer)?;
         // Of one that failed, somebody may want to see what is there.
-        let done = process && matches!(answer, Answer::Done { .. });
-        last = done.then(|| Left::of(attempt, &frozen));
+        last = matches!(answer, Answer::Done { .. }).then_some(attempt);
     }
     Ok(())
 }
 
-/// What is left of the step before, which is over.
-struct Left {
-    attempt: PathBuf,
-    /// Of a command, the directories that it has, all empty.
-    emptied: Option<BTreeSet<PathBuf>>,
-}
-
-impl Left {
-    /// Removes what a command left, while the leader thinks of the next step.
-    fn of(attempt: PathBuf, frozen: &Frozen) -> Left {
-        let command = frozen.stage == Command::NAME;
-        let places = || command::wanted(frozen.inputs.keys());
-        let emptied = command.then(|| places::empty(&attempt.join(WORK), &places())).flatten();
-        Left { attempt, emptied }
+/// Moves what the attempt would make just so itself from the step before, which is over: an empty
+/// log, the directories of outputs, and that of a command, for the next one to clear. Anything may be
+/// gone.
+fn inherit(last: &Path, attempt: &Path, frozen: &Frozen) {
+    let log = last.join(LOG);
+    if std::fs::symlink_metadata(&log).is_ok_and(|meta| meta.is_file() && meta.len() == 0) {
+        let _ = std::fs::rename(log, attempt.join(LOG));
     }
-
-    /// Moves what the next attempt would make just so itself: an empty log, the directories of
-    /// outputs, and that of a command. Anything may be gone. Tells what a command will find.
-    fn inherit(self, attempt: &Path, frozen: &Frozen) -> Option<BTreeSet<PathBuf>> {
-        let log = self.attempt.join(LOG);
-        if std::fs::symlink_metadata(&log).is_ok_and(|meta| meta.is_file() && meta.len() == 0) {
-            let _ = std::fs::rename(log, attempt.join(LOG));
-        }
-        if frozen.stage == Command::NAME {
-            let emptied = self.emptied?;
-            let moved = std::fs::rename(self.attempt.join(WORK), attempt.join(WORK));
-            return moved.is_ok().then_some(emptied);
-        }
-        let out = attempt.join(OUT);
-        if std::fs::rename(self.attempt.join(OUT), &out).is_ok() {
-            let ports = frozen.ports.iter().map(|(port, ..)| PathBuf::from(port));
-            // What cannot be used is away then, and made by the first who wants it.
-            let _ = places::make(&out, &ports.chain(["".into()]).collect());
-        }
-        None
+    let out = attempt.join(OUT);
+    if frozen.stage != Command::NAME && std::fs::rename(last.join(OUT), &out).is_ok() {
+        let ports = frozen.ports.iter().map(|(port, ..)| PathBuf::from(port));
+        // What cannot be used is away then, and made by the first who wants it.
+        let _ = places::make(&out, &ports.chain(["".into()]).collect());
+    }
+    if frozen.stage == Command::NAME {
+        let _ = std::fs::rename(last.join(WORK), attempt.join(WORK));
     }
 }
 
@@ -146,7 +126,6 @@ struct Job<'a> {
     frozen: &'a Frozen,
     places: &'a BTreeMap<Digest, PathBuf>,
     stream: &'a UnixStream,
-    emptied: RefCell<Option<BTreeSet<PathBuf>>>,
 }
 
 /// Artifacts in the store, and the log with its length if there is one.
@@ -236,7 +215,6 @@ impl Job<'_> {
             resume: resume.map(|(position, dir)| Checkpoint { position, dir }),
             background: Default::default(),
             secrets: self.frozen.secrets.clone(),
-            emptied: self.emptied.take(),
         })
     }
 

@@ -8,7 +8,7 @@ mod background;
 pub mod cost;
 mod errors;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -228,8 +228,6 @@ pub struct Context {
     pub(crate) resume: Option<Checkpoint>,
     pub(crate) background: Background,
     pub(crate) secrets: Vec<String>,
-    /// Directories of a command that an earlier step left here, all empty; nothing else is there.
-    pub(crate) emptied: Option<BTreeSet<PathBuf>>,
 }
 
 impl Context {
@@ -447,7 +445,6 @@ impl Context {
                 .map(|(position, dir)| Checkpoint { position, dir }),
             background: Background::default(),
             secrets: Vec::new(),
-            emptied: None,
         }
     }
 
