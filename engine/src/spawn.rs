@@ -4,7 +4,7 @@
 //! what `std::process` has instead cannot tie the child's life to ours. Knows no steps.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -116,7 +116,9 @@ impl Program<'_> {
             let place = Path::new(OsStr::from_bytes(if place.is_empty() { b"." } else { place }));
             let file = place.join(name);
             // From where the program works it can only be looked for by the child.
-            if !place.is_absolute() || file.symlink_metadata().is_ok() {
+            let absent =
+                |e: io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+            if !place.is_absolute() || !file.symlink_metadata().is_err_and(absent) {
                 files.push(text(file.as_os_str())?);
             }
         }
@@ -175,7 +177,7 @@ fn start(setting: &mut Setting) -> io::Result<Child> {
         libc::pthread_sigmask(libc::SIG_SETMASK, &mask, std::ptr::null_mut());
         (pid, error)
     };
-    let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)?;
+    let pid = (pid > 0).then(|| Pid::from_raw(pid)).flatten().ok_or(error)?;
     // SAFETY: the child is done with it; what it wrote is seen.
     match unsafe { std::ptr::read_volatile(&raw const setting.error) } {
         0 => Ok(Child { pid, status: None }),
