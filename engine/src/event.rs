@@ -170,6 +170,11 @@ pub enum Job {
         /// GPUs it had.
         gpus: u32,
     },
+    /// What nodes left for the leader cannot be taken; it is tried on.
+    Troubled {
+        /// Why.
+        why: String,
+    },
 }
 
 /// Why an attempt failed.

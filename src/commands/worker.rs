@@ -41,7 +41,9 @@ fn far(args: &Worker, list: &Path) -> Result<()> {
     let url = args.remote.clone().unwrap_or_default();
     let run = args.run.clone().unwrap_or_default();
     let told = std::fs::read_to_string(list).context("cannot read what the job's script says")?;
-    let remote = Remote::open(Settings::new(url), &|name| std::env::var_os(name))?;
+    let mut settings = Settings::new(url);
+    settings.timeouts.longest_pause = node::ASKED_AGAIN;
+    let remote = Remote::open(settings, &|name| std::env::var_os(name))?;
     let store = node_cache(&args.store.to_string_lossy())?;
     let setting = Setting { store, ..setting(args)? };
     node::job(setting, &remote, &run, &told, task())?;

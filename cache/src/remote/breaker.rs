@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 /// So many failures in a row mean that it is down.
 pub(super) const FAILURES: u32 = 3;
-/// The longest pause; each is twice the one before, until something succeeds.
-const LONGEST: Duration = Duration::from_secs(600);
 
 /// Counts failures in a row.
 #[derive(Debug)]
 pub(super) struct Breaker {
     first_pause: Duration,
+    /// The longest pause; each is twice the one before, until something succeeds.
+    longest: Duration,
     state: Mutex<State>,
 }
 
@@ -32,8 +32,8 @@ struct Pause {
 }
 
 impl Breaker {
-    pub fn new(first_pause: Duration) -> Breaker {
-        Breaker { first_pause, state: Mutex::default() }
+    pub fn new(first_pause: Duration, longest: Duration) -> Breaker {
+        Breaker { first_pause: first_pause.min(longest), longest, state: Mutex::default() }
     }
 
     /// Whether one may ask now, without taking the turn; else why not.
@@ -75,7 +75,7 @@ impl Breaker {
                 state.down = Some(Pause { until, length, trial: false });
             }
             Some(pause) if pause.trial => {
-                let length = (pause.length * 2).min(LONGEST);
+                let length = (pause.length * 2).min(self.longest);
                 *pause = Pause { until: now + length, length, trial: false };
             }
             // Somebody who had asked before.
@@ -107,10 +107,11 @@ mod tests {
     use super::*;
 
     const PAUSE: Duration = Duration::from_secs(10);
+    const LONGEST: Duration = Duration::from_secs(600);
 
     #[test]
     fn down_after_three_in_a_row_and_longer_each_time() {
-        let (breaker, start) = (Breaker::new(PAUSE), Instant::now());
+        let (breaker, start) = (Breaker::new(PAUSE, LONGEST), Instant::now());
         for _ in 0..2 {
             breaker.failed(start, "no answer");
         }
@@ -132,5 +133,15 @@ mod tests {
         breaker.ask(start + PAUSE * 3).unwrap();
         breaker.worked();
         breaker.ask(start).unwrap();
+    }
+
+    #[test]
+    fn never_longer_than_somebody_waits() {
+        let (breaker, mut now) = (Breaker::new(LONGEST, PAUSE), Instant::now());
+        for _ in 0..20 {
+            breaker.failed(now, "no answer");
+            now += PAUSE;
+            breaker.ask(now).unwrap();
+        }
     }
 }

@@ -22,6 +22,7 @@ use crate::remote::buffers::Buffers;
 use crate::remote::directory::Directory;
 use crate::remote::lease::Observed;
 use crate::remote::objects::Objects;
+use crate::remote::settings::Timeouts;
 use crate::remote::transport::{Fault, Put, Transport};
 use crate::remote::{Settings, Trouble, credentials, layout};
 
@@ -118,15 +119,15 @@ impl Remote {
             .enable_all()
             .build()
             .map_err(|e| Trouble::Settings(format!("cannot start threads for `{name}`: {e}")))?;
-        let pause = settings.timeouts.pause;
+        let Timeouts { pause, longest_pause, .. } = settings.timeouts;
         let inner = Inner {
             id: Digest::of(name.as_bytes()).short(),
             name,
             settings,
             transport,
             runtime: Some(runtime),
-            reads: Breaker::new(pause),
-            writes: Breaker::new(pause),
+            reads: Breaker::new(pause, longest_pause),
+            writes: Breaker::new(pause, longest_pause),
             laid_out: OnceCell::new(),
             conditional: OnceCell::new(),
             memory: Arc::new(Semaphore::new(MEMORY as usize)),
@@ -137,6 +138,17 @@ impl Remote {
             tidied: AtomicBool::new(false),
         };
         Ok(Remote { inner: Arc::new(inner) })
+    }
+
+    /// The same remote for whoever waits for it: asked again within `longest`, however long it has
+    /// been down.
+    ///
+    /// # Errors
+    /// When no threads can be started.
+    pub fn waited_for(&self, longest: Duration) -> Result<Remote, Trouble> {
+        let mut settings = self.inner.settings.clone();
+        settings.timeouts.longest_pause = longest;
+        Remote::over(self.inner.transport.clone(), self.name(), settings)
     }
 
     /// What people call it; no credentials in it.

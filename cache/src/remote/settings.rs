@@ -39,6 +39,8 @@ pub struct Timeouts {
     pub patience: Duration,
     /// How long a remote is left alone at first once it counts as down.
     pub pause: Duration,
+    /// And at most, however long it has been down.
+    pub longest_pause: Duration,
     /// How often the holder of a lease says that it lives; after three of these without a word it
     /// is taken for dead.
     pub heartbeat: Duration,
@@ -61,6 +63,7 @@ impl Default for Timeouts {
             find: Duration::from_secs(10),
             patience: Duration::from_secs(20),
             pause: Duration::from_secs(30),
+            longest_pause: Duration::from_secs(600),
             heartbeat: Duration::from_secs(10),
         }
     }

@@ -123,6 +123,7 @@ pub fn short() -> Timeouts {
         find: Duration::from_secs(5),
         patience: Duration::from_millis(600),
         pause: Duration::from_millis(300),
+        longest_pause: Duration::from_secs(600),
         heartbeat: Duration::from_millis(400),
     }
 }

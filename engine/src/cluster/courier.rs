@@ -47,6 +47,8 @@ pub(super) enum News {
     Refused(u64, Answer),
     /// All that was there at this moment was taken.
     Looked(Instant),
+    /// What is there cannot be taken, and why; told once until it can.
+    Troubled(String),
 }
 
 type Errand = Box<dyn FnOnce(&Carrier) + Send>;
@@ -68,6 +70,8 @@ pub(super) struct Carrier {
     pub cache: Cache,
     pub remote: Remote,
     cancel: Arc<AtomicBool>,
+    /// Whether it does not let notes be removed.
+    refused: Arc<AtomicBool>,
 }
 
 impl Courier {
@@ -129,7 +133,9 @@ impl Drop for Courier {
 
 impl Carrier {
     pub fn new(cache: &Cache, remote: &Remote) -> Carrier {
-        Carrier { cache: cache.clone(), remote: remote.clone(), cancel: Arc::default() }
+        let remote = remote.waited_for(TROUBLED).unwrap_or_else(|_| remote.clone());
+        let (cancel, refused) = (Arc::default(), Arc::default());
+        Carrier { cache: cache.clone(), remote, cancel, refused }
     }
 
     fn send(
@@ -148,10 +154,14 @@ impl Carrier {
                     return;
                 }
                 Err(Trouble::Cancelled) => return,
-                Err(Trouble::Lost { .. }) => {
+                Err(trouble @ Trouble::Lost { .. }) => {
                     let digests = self.lost(ordered);
-                    tell(News::Refused(worker, Answer::Lost { digests }));
-                    return;
+                    if !digests.is_empty() {
+                        tell(News::Refused(worker, Answer::Lost { digests }));
+                        return;
+                    }
+                    // It does not say so of any: it does not answer now.
+                    trouble.to_string()
                 }
                 Err(trouble @ Trouble::Unavailable { .. }) => trouble.to_string(),
                 Err(trouble) => {
@@ -203,7 +213,7 @@ impl Carrier {
         wanted: &Receiver<Option<(Desk, PathBuf)>>,
         tell: &dyn Fn(News) -> bool,
     ) {
-        let mut pause = PAUSE.0;
+        let (mut pause, mut told) = (PAUSE.0, false);
         loop {
             match wanted.recv_timeout(pause) {
                 Ok(first) => {
@@ -220,12 +230,19 @@ impl Carrier {
             for (desk, mail) in &desks {
                 match self.take(desk, mail) {
                     Ok(took) => any |= took,
-                    Err(_) => all = false,
+                    Err(trouble) => {
+                        all = false;
+                        let first = !std::mem::replace(&mut told, true);
+                        if first && !tell(News::Troubled(trouble.to_string())) {
+                            return;
+                        }
+                    }
                 }
             }
             if all && !tell(News::Looked(began)) {
                 return;
             }
+            told &= !all;
             let longest = if all { PAUSE.1 } else { TROUBLED };
             pause = if any { PAUSE.0 } else { (pause * 3 / 2).min(longest) };
         }
@@ -233,7 +250,7 @@ impl Carrier {
 
     /// Takes what is new at a desk; tells whether anything was.
     pub fn take(&self, desk: &Desk, mail: &Path) -> Result<bool, Trouble> {
-        let (mut wanted, mut done) = (Vec::new(), Vec::new());
+        let (mut wanted, mut over) = (Vec::new(), Vec::new());
         for name in desk.list()? {
             let Some((attempt, record)) = desk::parts(&name) else { continue };
             let dir = records::dir_of(self.cache.root(), attempt).filter(|dir| dir.is_dir());
@@ -244,37 +261,71 @@ impl Carrier {
                         wanted.push((attempt.to_string(), rank, name));
                     }
                 }
-                None => done.push(name),
+                None => over.push(name),
             }
         }
+        self.remove(desk, &over);
         // The end of each last, and pieces in their order.
         wanted.sort();
         let names: Vec<String> = wanted.into_iter().map(|(.., name)| name).collect();
-        let mut ends = Vec::new();
+        // What could not be kept here: a disk may be full for a while.
+        let mut failed = None;
         for part in names.chunks(BATCH) {
-            for (name, body) in desk.read(part)? {
-                let Some((attempt, record)) = desk::parts(&name) else { continue };
-                let Some(dir) = records::dir_of(self.cache.root(), attempt) else { continue };
-                match self.keep(&dir, record, &body, mail) {
-                    Ok(Some(exit)) => ends.push((dir, exit, name)),
-                    Ok(None) if record != desk::STARTED => done.push(name),
-                    // It is looked at again: a disk may be full for a while.
-                    Ok(None) | Err(_) => {}
-                }
+            self.take_part(desk, part, mail, &mut failed)?;
+        }
+        match failed {
+            Some((path, cause)) => {
+                Err(Trouble::Local(cache::Error::Io { doing: "keep what came for", path, cause }))
+            }
+            None => Ok(!names.is_empty()),
+        }
+    }
+
+    fn take_part(
+        &self,
+        desk: &Desk,
+        names: &[String],
+        mail: &Path,
+        failed: &mut Option<(PathBuf, io::Error)>,
+    ) -> Result<(), Trouble> {
+        let (mut ends, mut done) = (Vec::new(), Vec::new());
+        for (name, body) in desk.read(names)? {
+            let Some((attempt, record)) = desk::parts(&name) else { continue };
+            let Some(dir) = records::dir_of(self.cache.root(), attempt) else { continue };
+            match self.keep(&dir, record, &body, mail) {
+                Ok(Some(exit)) => ends.push((dir, exit, name)),
+                Ok(None) if record != desk::STARTED => done.push(name),
+                Ok(None) => {}
+                // A piece whose forerunner is not here, or what another build wrote.
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => {}
+                Err(e) => *failed = Some((dir, e)),
             }
         }
         self.bring_small(&ends);
         for (dir, exit, name) in ends {
-            if records::write_new(&records::path(&dir, records::EXIT), &exit).is_ok() {
-                records::announce(&dir, mail);
-                done.push(name);
-                if let Answer::Done { .. } = exit.answer {
-                    saved::tidy(&self.remote, self.cache.root(), &dir, true);
+            match records::write_new(&records::path(&dir, records::EXIT), &exit) {
+                Ok(_) => {
+                    records::announce(&dir, mail);
+                    done.push(name);
+                    if let Answer::Done { .. } = exit.answer {
+                        saved::tidy(&self.remote, self.cache.root(), &dir, true);
+                    }
                 }
+                Err(e) => *failed = Some((dir, e)),
             }
         }
-        desk.remove(&done)?;
-        Ok(!names.is_empty())
+        self.remove(desk, &done);
+        Ok(())
+    }
+
+    /// Removes notes that were taken. Where that is refused they stay, and are passed over.
+    fn remove(&self, desk: &Desk, names: &[String]) {
+        if !names.is_empty()
+            && !self.refused.load(Ordering::Relaxed)
+            && let Err(Trouble::Refused { .. }) = desk.remove(names)
+        {
+            self.refused.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Keeps what a note says; an exit record is given back.
@@ -299,13 +350,24 @@ impl Carrier {
                     add(&records::path(dir, records::ANSWERS), from, body)?;
                 }
                 Some((desk::CHECKPOINT, _)) => {
-                    saved::keep(dir, &serde_json::from_slice(body)?)?;
+                    let saved = serde_json::from_slice(body)?;
+                    self.forget_missing(dir, &saved);
+                    saved::keep(dir, &saved)?;
                     saved::tidy(&self.remote, self.cache.root(), dir, false);
                 }
                 _ => {}
             },
         }
         Ok(None)
+    }
+
+    /// An attempt that comes no further than where it was to begin did not find that checkpoint.
+    fn forget_missing(&self, dir: &Path, saved: &saved::Saved) {
+        let ordered = records::read::<Ordered>(&records::path(dir, records::ORDER));
+        let began = ordered.and_then(|ordered| ordered.checkpoint);
+        if let Some(gone) = began.filter(|began| began.position >= saved.position) {
+            saved::forget(self.cache.root(), dir, &gone);
+        }
     }
 
     /// What it means that a node did not find inputs which were there: those that are here are sent
@@ -379,10 +441,13 @@ fn rank(record: &str, dir: &Path) -> Option<(u8, u64)> {
     }
 }
 
-/// Adds a piece to a file, unless it is there.
+/// Adds a piece to a file, unless it is there; not before what comes before it.
 fn add(path: &Path, from: u64, body: &[u8]) -> io::Result<()> {
     let mut file = File::options().create(true).append(true).open(path)?;
     let there = file.metadata()?.len();
+    if there < from {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     let torn = there > from && there < from + body.len() as u64;
     if torn {
         // This process, or the one before, ended in the middle of it.

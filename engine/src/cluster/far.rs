@@ -20,8 +20,9 @@ use super::saved;
 use crate::event::{Failure, Job as Told};
 use crate::wire::Order;
 
-/// What a run has left in a remote is removed by others after so many seconds.
-const KEPT_S: f64 = 30.0 * 86_400.0;
+/// What a run has left in a remote is removed by others so many seconds after it began: longer than
+/// any run waits for its jobs.
+const KEPT_S: f64 = 180.0 * 86_400.0;
 
 /// By what nodes are reached that see none of this machine's directories.
 pub(super) struct Far {
@@ -62,6 +63,7 @@ impl Driver {
     pub fn take_news(&mut self, news: News) {
         match news {
             News::Looked(at) => self.looked = Some(at),
+            News::Troubled(why) => self.tell_job(u64::MAX, Told::Troubled { why }),
             News::Ready(worker) if self.jobs.contains_key(&worker) => self.wait(worker, false),
             News::Waits(worker, reason) if self.jobs.contains_key(&worker) => {
                 self.tell_job(worker, Told::Queued { job: String::new(), reason });

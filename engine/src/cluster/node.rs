@@ -45,6 +45,8 @@ const KEPT: Duration = Duration::from_secs(2 * 86_400);
 const TIDY: Duration = Duration::from_secs(3600);
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A remote that was down is asked again within so long: what a job has is worth more than requests.
+pub const ASKED_AGAIN: Duration = Duration::from_secs(5);
 
 /// For a node that is to choose where its cache is.
 pub const NO_CACHE: &str = "-";
@@ -185,17 +187,25 @@ impl Node {
         let _ = cache.attempts_clean(&frozen.key);
         let attempt = cache.attempt(&frozen.key).map_err(|e| of_cache(&e))?;
         records::prepare(&attempt.dir).map_err(|e| of_cache(&e))?;
-        if let Some(saved) = &ordered.checkpoint {
-            self.restore(&cache, &attempt, saved)?;
-        }
-        Ok(Kept { cache, _lease: lease, attempt: Some(attempt) })
+        let from = match &ordered.checkpoint {
+            Some(saved) => self.restore(&cache, &attempt, saved)?,
+            None => None,
+        };
+        Ok(Kept { cache, _lease: lease, attempt: Some(attempt), from })
     }
 
-    fn restore(&self, cache: &Cache, attempt: &Attempt, saved: &Saved) -> Result<(), Answer> {
+    /// What the attempt goes on from.
+    fn restore(
+        &self,
+        cache: &Cache,
+        attempt: &Attempt,
+        saved: &Saved,
+    ) -> Result<Option<Saved>, Answer> {
         let restore = || saved::restore(&self.remote, cache, attempt, saved, &self.cancel);
         match self.persist(PATIENCE, restore) {
+            Ok(()) => Ok(Some(saved.clone())),
             // Then all is done once more.
-            Ok(()) | Err(Trouble::Missing { .. } | Trouble::Damaged { .. }) => Ok(()),
+            Err(Trouble::Missing { .. } | Trouble::Damaged { .. }) => Ok(None),
             Err(trouble) => Err(not_come("its checkpoint", trouble)),
         }
     }
@@ -212,9 +222,15 @@ impl Node {
             Trouble::Missing { .. } | Trouble::Damaged { .. } => {
                 let mut digests = Vec::new();
                 for input in wanted {
-                    let Err(trouble) = fetch(std::slice::from_ref(input)) else { continue };
-                    if let Trouble::Damaged { digest, .. } = trouble {
-                        let _ = self.remote.discard(&digest);
+                    let one = || fetch(std::slice::from_ref(input));
+                    match self.persist(PATIENCE, one) {
+                        Ok(()) => continue,
+                        Err(Trouble::Missing { .. }) => {}
+                        Err(Trouble::Damaged { digest, .. }) => {
+                            let _ = self.remote.discard(&digest);
+                        }
+                        // Of this one nothing is known.
+                        Err(trouble) => return Err(not_come("its inputs", trouble)),
                     }
                     digests.push(input.digest);
                 }
@@ -291,7 +307,7 @@ impl Node {
     /// being done.
     fn keep(&self, ordered: &Ordered, kept: &Kept, (ended, done): (&AtomicBool, &AtomicBool)) {
         let attempt = kept.attempt.as_ref().expect("there until the drop");
-        let (name, from) = (self.desk.place(&self.attempt), ordered.checkpoint.as_ref());
+        let (name, from) = (self.desk.place(&self.attempt), kept.from.as_ref());
         let keeper = Keeper::new(&self.remote, name, (&kept.cache, attempt), from);
         let Ok(mut keeper) = keeper else { return };
         let tell = |saved: &Saved| {
@@ -374,6 +390,8 @@ struct Kept {
     cache: Cache,
     _lease: cache::Lease,
     attempt: Option<Attempt>,
+    /// What it began with.
+    from: Option<Saved>,
 }
 
 impl Drop for Kept {

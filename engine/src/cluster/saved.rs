@@ -52,6 +52,14 @@ pub(super) fn keep(dir: &Path, saved: &Saved) -> io::Result<()> {
     records::write(&path, saved)
 }
 
+/// Forgets a checkpoint that is not in the remote any more, so that older ones than it count again.
+pub(super) fn forget(store: &Path, dir: &Path, gone: &Saved) {
+    let key = dir.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    for (path, _) in all(store, &key).into_iter().filter(|(_, saved)| saved == gone) {
+        let _ = fs::remove_file(path);
+    }
+}
+
 fn all(store: &Path, key: &str) -> Vec<(PathBuf, Saved)> {
     let attempts = fs::read_dir(store.join("attempts").join(key)).into_iter().flatten().flatten();
     let paths = attempts.map(|attempt| attempt.path().join(DIR).join(FILE));

@@ -322,13 +322,45 @@ fn nothing_is_concluded_while_the_remote_does_not_answer() {
     let (bucket, away) = (stage.dir.path().join("bucket"), stage.dir.path().join("away"));
     std::fs::rename(&bucket, &away).unwrap();
     fake.with(|script| script.states = vec![State::Ended(End::Completed)]);
-    let end = Instant::now() + Duration::from_secs(12);
+    let (end, mut why) = (Instant::now() + Duration::from_secs(12), Vec::new());
     while let Ok(message) = stage.said.recv_timeout(end.saturating_duration_since(Instant::now())) {
         let over = matches!(message.answer, Some(Answer::Failed { .. } | Answer::Done { .. }));
         assert!(message.worker != worker || !over, "{:?}", message.answer);
+        if let Some(Answer::Job { said: crate::event::Job::Troubled { why: told } }) =
+            message.answer
+        {
+            why.push(told);
+        }
     }
+    assert!(why.len() == 1, "it is told, and once: {why:?}");
     std::fs::rename(&away, &bucket).unwrap();
     let name = order.replace(".order", ".exit");
     stage.desk().put_new(&name, &exit(Answer::Done { outputs: vec![], log: None })).unwrap();
     assert!(matches!(stage.end_of(worker), Answer::Done { .. }));
+}
+
+/// A node that does not find the checkpoint of its order begins anew: what it saves counts.
+#[test]
+fn a_checkpoint_that_is_gone_is_in_nobodys_way() {
+    let fake = Fake::default();
+    let mut stage = stage_with(&fake, true);
+    let key: Key = Digest::of(b"a").to_string().parse().unwrap();
+    let saved = |position, place: &str| super::saved::Saved {
+        position,
+        place: place.into(),
+        digest: Digest::of(b""),
+        bytes: 0,
+    };
+    let earlier = stage.cache.root().join(format!("attempts/{key}/0"));
+    super::saved::keep(&earlier, &saved(50, "test/gone")).unwrap();
+    let worker = stage.order("a");
+    let order = stage.note(".order");
+    let attempt = order.strip_suffix(".order").unwrap();
+    let body = serde_json::to_vec(&saved(30, "test/there")).unwrap();
+    stage.desk().put(&format!("{attempt}.checkpoint-30"), &body).unwrap();
+    let name = format!("{attempt}.exit");
+    let lost = Answer::Failed { failure: Failure::Preempted, message: "its time was over".into() };
+    stage.desk().put_new(&name, &exit(lost)).unwrap();
+    assert!(matches!(stage.end_of(worker), Answer::Failed { .. }));
+    assert_eq!(super::saved::newest(stage.cache.root(), &key), Some(saved(30, "test/there")));
 }

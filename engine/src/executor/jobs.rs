@@ -84,6 +84,10 @@ impl Executor<'_> {
 
     /// Takes what a cluster says of a step's job.
     pub(super) fn of_job(&mut self, worker: u64, said: Job) {
+        if let Job::Troubled { why } = said {
+            return self
+                .emit(Event::Note { text: format!("what nodes left cannot be taken now: {why}") });
+        }
         let mut used = self.summary.used.unwrap_or_default();
         if let Job::Ended { seconds, cpus, gpus, .. } | Job::Idle { seconds, cpus, gpus } = said {
             used.cpu_hours += seconds / 3600.0 * f64::from(cpus);
@@ -99,7 +103,7 @@ impl Executor<'_> {
                     let took = Duration::from_secs_f64(seconds.max(0.0));
                     running.started = Instant::now().checked_sub(took).unwrap_or(running.started);
                 }
-                Job::Queued { .. } | Job::Idle { .. } => {}
+                Job::Queued { .. } | Job::Idle { .. } | Job::Troubled { .. } => {}
             }
         }
         self.emit(Event::Job { step: self.steps[at], said });
@@ -132,8 +136,11 @@ impl Executor<'_> {
 
     /// How far the newest checkpoint of `key` is.
     pub(super) fn position(&self, key: &Key) -> Option<u64> {
-        let here = self.cache.checkpoint_latest(key).map(|(position, _)| position);
-        here.max(self.pool.saved(key))
+        match self.options.cluster.as_ref().is_some_and(|cluster| cluster.remote) {
+            // Nodes see none of this cache.
+            true => self.pool.saved(key),
+            false => self.cache.checkpoint_latest(key).map(|(position, _)| position),
+        }
     }
 
     /// Lets the jobs of this run go on without it, if that is wanted: their steps are skipped here.

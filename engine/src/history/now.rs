@@ -153,7 +153,7 @@ impl Now {
                 running.at = Some((host.clone(), job.clone()));
                 running.since = self.t;
             }
-            Job::Ended { .. } | Job::Idle { .. } => {}
+            Job::Ended { .. } | Job::Idle { .. } | Job::Troubled { .. } => {}
         }
     }
 
