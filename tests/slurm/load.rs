@@ -1,6 +1,6 @@
 //! Many steps: few commands for arrays, little lost time for pilots.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::cluster::{Cluster, entries};
@@ -43,7 +43,8 @@ fn five_hundred_tasks_take_ten_commands() {
 
 /// The same steps here and by pilots on as many cpus. Both are timed in turn, several times, and the
 /// best of each counts: what else the machine does hits both. A soak tells the ratio; elsewhere the
-/// machine is too busy with other tests for more than the outcome.
+/// machine is too busy with other tests for more than the outcome. `PIPE_SLURM_STORE` names a directory
+/// for the stores.
 #[test]
 fn pilots_are_nearly_as_fast_as_this_machine() {
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -58,8 +59,9 @@ fn pilots_are_nearly_as_fast_as_this_machine() {
         cluster.meet(&mut project);
         many(&project, n, &format!("mode: pilot, pilots: {cpus}"));
         // In memory where there is a place for it: what the disk has to do for others is no part of it.
-        let memory = Path::new("/dev/shm");
-        let place = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let memory = Some(PathBuf::from("/dev/shm")).filter(|memory| memory.is_dir());
+        let place = std::env::var_os("PIPE_SLURM_STORE").map(PathBuf::from).or(memory);
+        let place = place.unwrap_or_else(std::env::temp_dir);
         let store = tempfile::tempdir_in(place).unwrap();
         let cache = store.path().join("cache").display().to_string();
         let started = Instant::now();

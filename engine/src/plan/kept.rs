@@ -78,7 +78,9 @@ pub fn parse(bytes: &[u8]) -> Option<Plan> {
         let (name, source) = (from.text()?.to_string(), from.source()?);
         Some(Output { name, source, to: from.path()?, place: from.place()? })
     })?;
-    Some(Plan { name, file, steps: steps.into_iter().flatten().collect(), outputs })
+    let mut all = Vec::with_capacity(steps.iter().map(Vec::len).sum());
+    steps.into_iter().for_each(|piece| all.extend(piece));
+    Some(Plan { name, file, steps: all, outputs })
 }
 
 fn take_all<'a>(from: &mut &'a [u8]) -> Option<Vec<&'a [u8]>> {
