@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -41,6 +41,15 @@ fn hidden(project: &mut Project, args: &[&str]) -> Option<(Command, PathBuf)> {
     command.env("PIPE_CACHE", &seen);
     let works = Command::new("unshare").args(["-m", "true"]).output();
     works.is_ok_and(|output| output.status.success()).then_some((command, seen))
+}
+
+/// The run ends well after so many executions, with the right result.
+fn ends_right(leader: Child, project: &Project, began: usize) {
+    let output = leader.wait_with_output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(project.count("began"), began, "{text}");
+    right(project);
 }
 
 #[test]
@@ -185,11 +194,7 @@ fn a_job_that_is_started_again_or_killed_is_done_once_more() {
     cluster.ask("scancel", &["-s", "KILL", "-f", &jobs[1]]);
     project.wait_until("two were begun once more", || project.count("began") == 5);
     project.write("go", "");
-    let output = leader.wait_with_output().unwrap();
-    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{text}");
-    assert_eq!(project.count("began"), 5, "{text}");
-    right(&project);
+    ends_right(leader, &project, 5);
 }
 
 #[test]
@@ -304,11 +309,7 @@ fn a_remote_that_hangs_for_a_while_costs_time_only() {
     project.write("go", "");
     std::thread::sleep(Duration::from_secs(25));
     store.ask("thaw");
-    let output = leader.wait_with_output().unwrap();
-    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{text}");
-    assert_eq!(project.count("began"), 3, "{text}");
-    right(&project);
+    ends_right(leader, &project, 3);
 }
 
 #[test]
