@@ -194,6 +194,14 @@ pub(super) struct Driver {
     closing: Option<bool>,
 }
 
+impl Job {
+    /// An attempt of which nothing was heard yet.
+    pub fn new(dir: PathBuf, name: String, shape: Shape, order: Option<Box<Order>>, at: At) -> Job {
+        let (read, place, reason, missing) = (0, None, None, None);
+        Job { dir, name, shape, order, at, read, place, reason, missing }
+    }
+}
+
 impl Driver {
     pub fn new(
         setup: Setup,
@@ -308,17 +316,7 @@ impl Driver {
     fn accept(&mut self, worker: u64, order: Box<Order>, shape: Shape, pilot: bool) {
         let Order::Run { attempt, .. } = &*order else { return };
         let name = records::name_of(attempt);
-        let job = Job {
-            dir: attempt.clone(),
-            name: name.clone(),
-            shape,
-            order: Some(order),
-            at: At::Waiting,
-            read: 0,
-            place: None,
-            reason: None,
-            missing: None,
-        };
+        let job = Job::new(attempt.clone(), name.clone(), shape, Some(order), At::Waiting);
         self.by_name.insert(name, worker);
         self.jobs.insert(worker, job);
         match self.far {
@@ -354,17 +352,13 @@ impl Driver {
         };
         // Without it, whoever comes after this leader does the work once more.
         let _ = self.journal.write(&line);
-        let job = Job {
+        let job = Job::new(
             dir,
-            name: orphan.attempt.clone(),
-            shape: Shape::default(),
-            order: None,
-            at: At::Task { array: name.clone(), task },
-            read: 0,
-            place: None,
-            reason: None,
-            missing: None,
-        };
+            orphan.attempt.clone(),
+            Shape::default(),
+            None,
+            At::Task { array: name.clone(), task },
+        );
         self.by_name.insert(orphan.attempt, worker);
         self.jobs.insert(worker, job);
         self.mails.insert(orphan.mail);

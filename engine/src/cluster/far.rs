@@ -79,17 +79,7 @@ impl Driver {
 
     /// Takes what an attempt of another leader came to.
     pub fn attach_finished(&mut self, worker: u64, attempt: String, dir: PathBuf) {
-        let job = Job {
-            dir,
-            name: attempt.clone(),
-            shape: Shape::default(),
-            order: None,
-            at: At::Waiting,
-            read: 0,
-            place: None,
-            reason: None,
-            missing: None,
-        };
+        let job = Job::new(dir, attempt.clone(), Shape::default(), None, At::Waiting);
         self.by_name.insert(attempt, worker);
         self.jobs.insert(worker, job);
         self.look_for_exit(worker);
