@@ -3,6 +3,7 @@
 //
 //   p = softmax(t + bias_t),  q = softmax(s + bias_s)
 //   soft:  L = -Σ p ln q,       ds = weight·(q - p),       entropy -Σ p ln p: the least L can be
+//          with labels, ds = weight·(q - (1 - share)·p - share·onehot)
 //   hard:  L = -ln q[target],   ds = weight·(q - onehot)
 //
 // Soft targets at temperature 1 (Bick et al. 2024, MOHAWK, stage 3; reference 2.5). A block takes row
@@ -54,6 +55,13 @@ __device__ __forceinline__ void join_block(Both& all, float (*part)[32]) {
   all.join();
 }
 
+// What the gradient of a row is made of.
+struct Slope {
+  float s_shift, t_shift, weight;
+  float keep, share;  // of the teacher and of the label: 1 and 0 without one
+  int label;          // below 0: none
+};
+
 template <int N> struct Pair {
   Row<N, SOFT_THREADS> s, t;
 
@@ -85,21 +93,25 @@ template <int N> struct Pair {
     for (int j = s.vector(N); j < s.vectors; j += SOFT_THREADS) take(all, a[j], b[j], j);
     return all;
   }
-  // weight·(q - p) of eight.
-  __device__ __forceinline__ uint4 slope(uint4 a, uint4 b, int j, float s_shift, float t_shift, float weight) const {
+  // weight·(q - p) of eight, and with a label weight·(q - (1 - share)·p - share·onehot).
+  __device__ __forceinline__ uint4 slope(uint4 a, uint4 b, int j, const Slope& of) const {
     float x[8], y[8];
     unpack8(x, a, at(s.bias, j));
     unpack8(y, b, at(t.bias, j));
+    int place = j == of.label / 8 ? of.label % 8 : -1;
 #pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = weight * (power(x[i], s_shift) - power(y[i], t_shift));
+    for (int i = 0; i < 8; i++) {
+      float wanted = of.keep * power(y[i], of.t_shift) + (i == place ? of.share : 0.0f);
+      x[i] = of.weight * (power(x[i], of.s_shift) - wanted);
+    }
     return pack8(x);
   }
 };
 
 template <int N>
 __device__ __forceinline__ void soft(bf16* s_nv, const bf16* t_nv, const float* bias_s, const float* bias_t,
-                                     const uint8_t* scored_n, float weight, const float* factor, float2* out_n,
-                                     int rows, int v, int learn) {
+                                     const uint8_t* scored_n, const uint32_t* labels_n, float share, float weight,
+                                     const float* factor, float2* out_n, int rows, int v, int learn) {
   DYNAMIC_SHARED(uint4, slots);
   __shared__ float part[2][6][32];
   int vectors = v / 8;
@@ -128,17 +140,19 @@ __device__ __forceinline__ void soft(bf16* s_nv, const bf16* t_nv, const float* 
       float cross = log_of(all.s) - all.cross / all.t.sum, own = log_of(all.t) - all.own / all.t.sum;
       out_n[row] = make_float2(cross, own);
     }
-    float s_shift = shift_of(all.s), t_shift = shift_of(all.t);
+    int label = labels_n ? int(labels_n[row]) : -1;  // IGNORE is -1
+    float given = label < 0 ? 0.0f : share;
+    Slope of{shift_of(all.s), shift_of(all.t), weight, 1.0f - given, given, label < 0 ? -8 : label};
     auto out = reinterpret_cast<uint4*>(s_nv + size_t(row) * v);
     auto other = reinterpret_cast<const uint4*>(t_at(row));
     // First what was read last: most likely it is still in the cache.
     if (learn)
       for (int j = pair.s.vector(N); j < vectors; j += SOFT_THREADS)
-        out[j] = pair.slope(out[j], other[j], j, s_shift, t_shift, weight);
+        out[j] = pair.slope(out[j], other[j], j, of);
 #pragma unroll
     for (int i = 0; i < N; i++) {
       int j = pair.s.vector(i);
-      if (learn && j < vectors) out[j] = pair.slope(*pair.s.slot(i), *pair.t.slot(i), j, s_shift, t_shift, weight);
+      if (learn && j < vectors) out[j] = pair.slope(*pair.s.slot(i), *pair.t.slot(i), j, of);
       pair.fetch(s_next, t_next, i);
     }
   }
@@ -187,13 +201,15 @@ __device__ __forceinline__ void hard(bf16* s_nv, const uint32_t* targets_n, cons
 }  // namespace cross_entropy
 
 // s_nv bf16 [rows, v], the gradient afterwards if `learn`; t_nv bf16 [rows, v]; biases f32 [v] or null;
-// scored_n u8 [rows] or null (all); factor: null, or f32 on the device that `weight` is multiplied by;
+// scored_n u8 [rows] or null (all); labels_n u32 [rows] (0xffffffff: none) or null; factor: null, or f32 on the device that `weight` is multiplied by;
 // out_n f32 [rows, 2]: cross-entropy and entropy, 0 where not scored.
 #define CROSS_ENTROPY_SOFT(N)                                                                                   \
   extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_soft_n##N(                                \
       bf16* s_nv, const bf16* t_nv, const float* bias_s, const float* bias_t, const uint8_t* scored_n,          \
-      float weight, const float* factor, float2* out_n, int rows, int v, int learn) {                           \
-    cross_entropy::soft<N>(s_nv, t_nv, bias_s, bias_t, scored_n, weight, factor, out_n, rows, v, learn);        \
+      const uint32_t* labels_n, float share, float weight, const float* factor, float2* out_n, int rows, int v, \
+      int learn) {                                                                                              \
+    cross_entropy::soft<N>(s_nv, t_nv, bias_s, bias_t, scored_n, labels_n, share, weight, factor, out_n, rows,  \
+                           v, learn);                                                                           \
   }                                                                                                             \
   REGISTER(cross_entropy_soft_n##N)
 CROSS_ENTROPY_SOFT(1)

@@ -2,7 +2,8 @@
 //!
 //! The loss is soft cross-entropy against the teacher's full logits, which are formed for a few
 //! tokens at a time beside the student's, so none outlive their chunk. Everything is trained unless
-//! `train: mixers`. No hard labels, temperature 1. With cached top-k `logits` (an ablation) the
+//! `train: mixers`. Temperature 1. Hard labels (the text's next token) only if `labels` gives them a
+//! share, as in Hinton et al. 2015, section 2; MOHAWK has none. With cached top-k `logits` (an ablation) the
 //! teacher runs for the held-out figures only.
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,22 +12,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+mod on_cpu;
+
 use crate::data::shard::TokenShard;
 use crate::models::params::Entry;
-use crate::models::{Keep, MixerKind, Model, Part, Pass, Trained};
+use crate::models::{MixerKind, Model, Part, Trained};
+#[cfg(any(feature = "cuda", feature = "emulate"))]
 use crate::ops::Dims;
-use crate::ops::cross_entropy::{Soft, soft};
-use crate::ops::top_k;
+use crate::ops::cross_entropy::Soft;
 use crate::train::adamw::Group;
 use crate::train::device::Device;
 use crate::train::layer::groups;
 use crate::train::learner::Learner;
-use crate::train::logits::{Targets, TopLogits};
-use crate::train::run::{Course, Curve, SHARDS, Split, Trainer, drive, each_shard, rounded};
+use crate::train::logits::TopLogits;
+use crate::train::run::{Course, Curve, Split, drive, rounded};
 use crate::train::schedule::Wsd;
-
-/// Logits that exist at a time, for each of teacher and student, in elements.
-const CHUNK: usize = 1 << 16;
+use on_cpu::Phase;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -54,6 +55,10 @@ pub struct Params {
     /// What the rate of the weights that came from the teacher is multiplied by: of all but the
     /// mixers that replaced attention.
     pub transferred: f64,
+    /// Share of the gradient that is of the text's own next token, from 0 (the teacher alone, as MOHAWK
+    /// has it) to below 1. The figures of curve and report are against the teacher alone.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub labels: f64,
     /// Fraction of the updates in which the rate rises.
     pub warmup: f64,
     /// Fraction of the updates in which the rate falls, at the end.
@@ -87,6 +92,7 @@ impl Default for Params {
             batch: 1024,
             lr: 3e-3,
             transferred: 1.0,
+            labels: 0.0,
             warmup: 0.05,
             decay: 0.2,
             weight_decay: 0.1,
@@ -100,6 +106,11 @@ impl Default for Params {
             micro_batch: 0,
         }
     }
+}
+
+/// A share of none is not written down: keys made before there was one stay what they are.
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
 }
 
 /// The stage.
@@ -129,11 +140,15 @@ impl Stage for Distill {
     }
 
     fn check(params: &Params) -> Vec<(String, String)> {
-        let Params { lr, warmup, decay, updates, transferred, .. } = *params;
+        let Params { lr, warmup, decay, updates, transferred, labels, .. } = *params;
         let mut wrong = crate::train::run::check(lr, warmup, decay, updates);
         if !(transferred.is_finite() && transferred > 0.0) {
             let what = "must be a positive number; to train none of them, say `train: mixers`";
             wrong.push(("transferred".into(), what.into()));
+        }
+        if !(0.0..1.0).contains(&labels) {
+            let what = "must be at least 0 and below 1; to learn from text alone, take `pretrain`";
+            wrong.push(("labels".into(), what.into()));
         }
         wrong
     }
@@ -154,7 +169,7 @@ impl Stage for Distill {
             return on_gpu(params, ctx, teacher, student, trained, (data, split));
         }
         params.device.require_cpu(Distill::NAME)?;
-        let learning = (student, learner, trained);
+        let (learning, data) = ((student, learner, trained), (data, params.labels as f32));
         let mut phase = Phase::new((teacher, weights), learning, data, &split, ctx.threads());
         let before = phase.held_out(&split);
         let curve = drive(ctx, &course(params, &split), &mut phase)?;
@@ -244,7 +259,8 @@ fn on_gpu(
     let read = Box::new(move |i: usize, out: &mut [u32]| shard.copy_to(i, out));
     let (gpu, teacher) = (crate::gpu::open()?, (&teacher, &weights));
     let start = (&student, &learner);
-    let mut driver = distill::driver(&gpu, teacher, start, trained, read, (split.batch, dims))?;
+    let aim = distill::Aim { batch: split.batch, dims, labels: params.labels as f32 };
+    let mut driver = distill::driver(&gpu, teacher, start, trained, read, aim)?;
     let held: Vec<usize> = split.held_out().concat();
     let before = driver.work.held_out(&mut driver.batch, &held)?;
     let curve = drive(ctx, &course(params, &split), &mut driver)?;
@@ -303,155 +319,6 @@ impl Data {
     }
 }
 
-struct Phase {
-    teacher: Model,
-    weights: crate::models::Params,
-    student: Model,
-    learner: Learner,
-    trained: Trained,
-    data: Data,
-    threads: usize,
-    shards: Vec<Shard>,
-    weight: f32,
-}
-
-struct Shard {
-    teacher: Pass,
-    student: Pass,
-    grads: Vec<f32>,
-    sums: Soft,
-    teacher_nv: Vec<f32>,
-    student_nv: Vec<f32>,
-    targets: Targets,
-    own_k: Vec<f32>,
-}
-
-impl Phase {
-    fn new(
-        (teacher, weights): (Model, crate::models::Params),
-        (student, learner, trained): (Model, Learner, Trained),
-        data: Data,
-        split: &Split,
-        threads: usize,
-    ) -> Phase {
-        let (t, s) = (&teacher.config, &student.config);
-        let dims = Dims { batch: split.batch / SHARDS, seq: split.seq };
-        let rows = rows(s.vocab, dims.tokens());
-        let shard = |_| Shard {
-            teacher: teacher.pass(dims, Keep::Nothing),
-            student: student.pass(dims, Keep::Backward),
-            grads: vec![0.0; student.layout.len()],
-            sums: Soft::default(),
-            teacher_nv: vec![0.0; rows * t.vocab],
-            student_nv: vec![0.0; rows * s.vocab],
-            targets: Targets::default(),
-            own_k: Vec::new(),
-        };
-        let shards = (0..SHARDS).map(shard).collect();
-        let weight = 1.0 / (split.batch * split.seq) as f32;
-        Phase { teacher, weights, student, learner, trained, data, threads, shards, weight }
-    }
-
-    /// Runs one shard; forms gradients when `learn`.
-    fn work(&self, shard: &mut Shard, sequences: &[usize], learn: bool) {
-        let (seq, params) = (self.data.seq(), &self.learner.params);
-        for (i, out) in sequences.iter().zip(shard.student.tokens_n.chunks_exact_mut(seq)) {
-            self.data.copy_to(*i, out);
-        }
-        self.student.forward(params, &mut shard.student, |_, _, _| {});
-        shard.sums = Soft::default();
-        shard.grads.fill(0.0);
-        match &self.data {
-            Data::Cached(top) if learn => self.learn_top(top, shard, sequences),
-            _ => self.compare(shard, learn),
-        }
-        if learn {
-            let Shard { student, grads, .. } = shard;
-            self.student.backward(params, student, self.trained, grads);
-        }
-    }
-
-    /// The loss against the teacher's full logits.
-    fn compare(&self, shard: &mut Shard, learn: bool) {
-        let Shard { teacher, student, grads, sums, teacher_nv, student_nv, .. } = shard;
-        let params = &self.learner.params;
-        teacher.tokens_n.copy_from_slice(&student.tokens_n);
-        self.teacher.forward(&self.weights.flat, teacher, |_, _, _| {});
-        let (v, n) = (self.student.config.vocab, teacher.tokens_n.len());
-        let step = rows(v, n);
-        let scored = vec![true; step];
-        for first in (0..n).step_by(step) {
-            let chunk = first..n.min(first + step);
-            let (t, s) = (&mut teacher_nv[..chunk.len() * v], &mut student_nv[..chunk.len() * v]);
-            self.teacher.logits(&self.weights.flat, teacher, chunk.clone(), t);
-            self.student.logits(params, student, chunk.clone(), s);
-            let part = soft(v, s, t, &scored[..chunk.len()], self.weight);
-            sums.cross_entropy += part.cross_entropy;
-            sums.entropy += part.entropy;
-            if learn {
-                self.student.head_backward(params, student, chunk, s, self.trained, grads);
-            }
-        }
-    }
-
-    /// The loss against cached top-k logits, sequence by sequence; what is known of the entropy is
-    /// that of the k and of the rest as one.
-    fn learn_top(&self, top: &TopLogits, shard: &mut Shard, sequences: &[usize]) {
-        let Shard { student, grads, sums, student_nv, targets, own_k, .. } = shard;
-        let (params, k, v) = (&self.learner.params, top.k(), self.student.config.vocab);
-        let (seq, step) = (top.seq(), rows(v, student.tokens_n.len()));
-        own_k.resize(k, 0.0);
-        for (at, sequence) in sequences.iter().enumerate() {
-            top.targets(*sequence, targets);
-            for first in (0..seq).step_by(step) {
-                let chunk = first..seq.min(first + step);
-                let tokens = at * seq + chunk.start..at * seq + chunk.end;
-                let logits = &mut student_nv[..chunk.len() * v];
-                self.student.logits(params, student, tokens.clone(), logits);
-                for (l, row) in chunk.zip(logits.chunks_exact_mut(v)) {
-                    let (ids, log_p) =
-                        (&targets.ids_lk[l * k..][..k], &targets.log_p_lk[l * k..][..k]);
-                    let tail = targets.tail_l[l];
-                    sums.cross_entropy += top_k::soft(row, (ids, log_p, tail), self.weight, own_k);
-                    let p_log_p = |log_p: &half::f16| {
-                        let log_p = f64::from(log_p.to_f32());
-                        log_p.exp() * log_p
-                    };
-                    let rest = f64::from(tail.max(1e-30));
-                    sums.entropy -= log_p.iter().map(p_log_p).sum::<f64>() + rest * rest.ln();
-                }
-                self.student.head_backward(params, student, tokens, logits, self.trained, grads);
-            }
-        }
-    }
-
-    fn each_shard(&mut self, sequences: &[usize], learn: bool) {
-        let mut shards = std::mem::take(&mut self.shards);
-        each_shard(self.threads, &mut shards, |i, shard| {
-            let batch = shard.teacher.dims().batch;
-            self.work(shard, &sequences[i * batch..][..batch], learn);
-        });
-        self.shards = shards;
-    }
-
-    fn sums(&self) -> Soft {
-        let sum = |pick: fn(&Soft) -> f64| self.shards.iter().map(|s| pick(&s.sums)).sum();
-        Soft { cross_entropy: sum(|s| s.cross_entropy), entropy: sum(|s| s.entropy) }
-    }
-
-    /// Sums over the held-out sequences.
-    fn held_out(&mut self, split: &Split) -> Soft {
-        let mut total = Soft::default();
-        for batch in split.held_out() {
-            self.each_shard(&batch, false);
-            let sums = self.sums();
-            total.cross_entropy += sums.cross_entropy;
-            total.entropy += sums.entropy;
-        }
-        total
-    }
-}
-
 fn report(learner: &Learner, before: Soft, after: Soft, split: &Split) -> Value {
     let tokens = (split.held * split.seq) as f64;
     let mean = |soft: Soft| {
@@ -467,36 +334,4 @@ fn report(learner: &Learner, before: Soft, after: Soft, split: &Split) -> Value 
         "after": mean(after),
         "skipped": learner.guard.skipped,
     })
-}
-
-/// Tokens whose logits exist at a time: never so few that a product with the head is spent on
-/// reading its weights.
-fn rows(vocab: usize, tokens: usize) -> usize {
-    (CHUNK / vocab).max(128).min(tokens)
-}
-
-impl Trainer for Phase {
-    fn update(
-        &mut self,
-        ctx: &Context,
-        update: u64,
-        rate: f32,
-        sequences: &[usize],
-    ) -> Result<Vec<(String, f64)>> {
-        self.each_shard(sequences, true);
-        let Soft { cross_entropy, entropy } = self.sums();
-        let loss = cross_entropy * f64::from(self.weight);
-        let grads = self.shards.iter().map(|shard| &shard.grads[..]);
-        let norm = self.learner.step(ctx, update, rate, loss, grads)?;
-        let divergence = loss - entropy * f64::from(self.weight);
-        Ok(vec![
-            ("loss".into(), loss),
-            ("divergence".into(), divergence),
-            ("gradient".into(), norm),
-        ])
-    }
-
-    fn learners(&mut self) -> Vec<&mut Learner> {
-        vec![&mut self.learner]
-    }
 }

@@ -6,7 +6,7 @@ use super::launch::{Buf, Gpu, Pinned, Slice};
 use super::ops::embed;
 use crate::models::model::document_starts;
 use crate::ops::Dims;
-use crate::ops::cross_entropy::IGNORE;
+use crate::ops::cross_entropy::successors;
 
 /// Micro-batches whose tokens the host may be ahead of the device.
 const AHEAD: usize = 4;
@@ -86,7 +86,7 @@ impl Batch {
         self.part(&self.order_n)
     }
 
-    /// The token that follows each in its sequence; [`IGNORE`] after the last one.
+    /// The token that follows each in its sequence; [`IGNORE`](crate::ops::cross_entropy::IGNORE) after the last one.
     pub fn targets_n(&self) -> Slice<u32> {
         self.part(self.targets_n.as_ref().expect("a batch that was asked for them"))
     }
@@ -143,14 +143,5 @@ impl Batch {
     /// Sends where documents start, for activations that come without tokens.
     pub fn send_starts(&mut self, starts: &[u32]) {
         self.gpu.upload(self.starts_n(), starts);
-    }
-}
-
-/// What follows each token in its sequence of `seq`; [`IGNORE`] after the last, and in sequences that
-/// are not there.
-fn successors(seq: usize, tokens_n: &[u32], targets_n: &mut [u32]) {
-    targets_n.fill(IGNORE);
-    for (tokens, targets) in tokens_n.chunks_exact(seq).zip(targets_n.chunks_exact_mut(seq)) {
-        targets[..seq - 1].copy_from_slice(&tokens[1..]);
     }
 }

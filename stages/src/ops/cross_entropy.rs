@@ -88,3 +88,54 @@ pub fn soft(
         total
     })
 }
+
+/// Turns part of soft targets into hard ones: adds `weight · (p - onehot)` to the gradient that
+/// [`soft`] left, in rows that have a target. With `weight` times λ that is the gradient of
+/// `(1 - λ) soft + λ hard`.
+pub fn harden(v: usize, slope_nv: &mut [f32], p_nv: &[f32], targets_n: &[u32], weight: f32) {
+    assert_eq!(slope_nv.len(), targets_n.len() * v, "shapes differ");
+    assert_eq!(slope_nv.len(), p_nv.len(), "shapes differ");
+    vectorised(|| {
+        let rows = slope_nv.chunks_exact_mut(v).zip(p_nv.chunks_exact(v));
+        for ((slope, p), target) in rows.zip(targets_n) {
+            if *target != IGNORE {
+                slope.iter_mut().zip(p).for_each(|(slope, p)| *slope += weight * p);
+                slope[*target as usize] -= weight;
+            }
+        }
+    });
+}
+
+/// The token that follows each in its sequence of `seq`; [`IGNORE`] after the last, and in sequences
+/// that are not there.
+pub fn successors(seq: usize, tokens_n: &[u32], targets_n: &mut [u32]) {
+    targets_n.fill(IGNORE);
+    for (tokens, targets) in tokens_n.chunks_exact(seq).zip(targets_n.chunks_exact_mut(seq)) {
+        targets[..seq - 1].copy_from_slice(&tokens[1..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardened_targets_are_the_two_kinds_by_their_shares() {
+        let (v, share, weight) = (37, 0.3, 0.25);
+        let logits = |factor: usize| -> Vec<f32> {
+            (0..3 * v).map(|i| ((i * factor) % 613) as f32 / 90.0 - 3.0).collect()
+        };
+        let targets = [5, IGNORE, 36];
+        let (mut mixed, mut p) = (logits(7919), logits(271));
+        soft(v, &mut mixed, &mut p, &[true; 3], weight);
+        harden(v, &mut mixed, &p, &targets, weight * share);
+        let (mut by_teacher, mut by_text) = (logits(7919), logits(7919));
+        soft(v, &mut by_teacher, &mut logits(271), &[true; 3], weight);
+        hard(v, &mut by_text, &targets, weight);
+        for (i, mixed) in mixed.iter().enumerate() {
+            let share = if targets[i / v] == IGNORE { 0.0 } else { share };
+            let wanted = (1.0 - share) * by_teacher[i] + share * by_text[i];
+            assert!((mixed - wanted).abs() < 1e-6, "{i}: {mixed} and {wanted}");
+        }
+    }
+}

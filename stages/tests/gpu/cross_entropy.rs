@@ -44,6 +44,10 @@ fn soft_targets() {
         let bias = bias(v, extra);
         let (mut dq, mut p) = (biased(&s, &bias, v), biased(&t, &bias, v));
         let sums = cross_entropy::soft(v, &mut dq, &mut p, &scored, 0.25);
+        let mut mixed = dq.clone();
+        let label = |i: usize| if i % 3 == 0 { (i * 7919 % v) as u32 } else { IGNORE };
+        let labels: Vec<u32> = (0..n).map(label).collect();
+        cross_entropy::harden(v, &mut mixed, &p, &labels, 0.25 * 0.3);
         let results: Vec<_> = devices()
             .iter()
             .map(|gpu| {
@@ -52,7 +56,11 @@ fn soft_targets() {
                 let (mask, out) = (gpu.buf("test", &mask).unwrap(), poison(gpu, 2 * n));
                 let b = gb.as_ref().map(Buf::all);
                 let mask = extra.then(|| mask.all());
-                soft(gpu, rows(n, v), (gs.all(), b), (gt.all(), b), mask, out.all());
+                soft(gpu, rows(n, v), (gs.all(), b), (gt.all(), b), mask, None, out.all());
+                let (again, given) = (half(gpu, &s), gpu.buf("test", &labels).unwrap());
+                let (pair, given) = ((again.all(), b), Some((given.all(), 0.3)));
+                soft(gpu, rows(n, v), pair, (gt.all(), b), mask, given, out.all());
+                close_rows("gradient with labels", v, &read(gpu, again.all()), &mixed);
                 let (slope, out) = (read(gpu, gs.all()), read_full(gpu, out.all()));
                 close_rows("gradient", v, &slope, &dq);
                 let sum =

@@ -235,6 +235,12 @@ fn all_phases(config: Config, tolerance: f64) {
         ..params(device, micro_batch)
     };
     both::<Distill>(&place, "distill-mixers", params, &inputs, tolerance);
+    let params = |device, micro_batch| distill::Params {
+        labels: 0.4,
+        train: Train::All,
+        ..params(device, micro_batch)
+    };
+    both::<Distill>(&place, "distill-labels", params, &inputs, tolerance);
 }
 
 #[test]

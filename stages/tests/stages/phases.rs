@@ -364,24 +364,32 @@ fn top_k_logits_of_every_token_teach_what_full_logits_teach() {
         let inputs: &[(&str, &[&Path])] = &[("model", &[&teacher]), ("tokens", &[&tokens])];
         place.run::<CacheTeacher>(&format!("top-{top_k}"), &params, inputs, |_| {}).unwrap()
     };
-    let distill = |name: &str, more: &[(&str, &[&Path])]| {
+    let distill = |name: &str, labels: f64, more: &[(&str, &[&Path])]| {
         let (teacher, student) = ([&*teacher], [&*student[0]]);
         let mut inputs = vec![("teacher", &teacher[..]), ("student", &student[..])];
         inputs.extend(more);
-        let made = place.run::<Distill>(name, &distill_params(30), &inputs, |_| {}).unwrap();
+        let params = distill::Params { labels, ..distill_params(30) };
+        let made = place.run::<Distill>(name, &params, &inputs, |_| {}).unwrap();
         let figures = metrics(&made)["final"].clone();
         ["before", "after"].map(|when| figures[when]["divergence"].as_f64().unwrap())
     };
-    let full = distill("full", &[("tokens", &[&*tokens])]);
-    let top = |k: usize| {
+    let full = distill("full", 0.0, &[("tokens", &[&*tokens])]);
+    let top = |k: usize, labels: f64| {
         let made = cached(k);
         let (logits, sampled) = (items(&made, "logits"), items(&made, "tokens"));
-        distill(&format!("by-top-{k}"), &[("logits", &logits), ("sampled", &sampled)])
+        let name = format!("by-top-{k}-{labels}");
+        distill(&name, labels, &[("logits", &logits), ("sampled", &sampled)])
     };
-    let (all, few) = (top(VOCAB), top(8));
+    let (all, few) = (top(VOCAB, 0.0), top(8, 0.0));
     assert_eq!(full[0], all[0]);
     assert!((full[1] - all[1]).abs() < 0.02 * full[1], "{full:?} {all:?}");
     assert!(few[1] < 0.9 * few[0], "{few:?}");
+    // The random teacher knows nothing of the text: its labels lead away from it, by both ways alike.
+    let (mixed, all) = (distill("labels", 0.5, &[("tokens", &[&*tokens])]), top(VOCAB, 0.5));
+    assert!(mixed[1] > 1.1 * full[1] && mixed[1] < mixed[0], "{mixed:?} {full:?}");
+    assert!((mixed[1] - all[1]).abs() < 0.02 * mixed[1], "{mixed:?} {all:?}");
+    let wrong = distill::Params { labels: 1.0, ..distill_params(1) };
+    assert_eq!(Distill::check(&wrong)[0].0, "labels");
 }
 
 #[test]

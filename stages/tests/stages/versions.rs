@@ -117,7 +117,16 @@ const SOURCES: &[Sources] = &[
     },
     Sources {
         stage: "distill",
-        paths: &["distill.rs", "data/shard.rs", "gpu", "../kernels", "models", "ops", "train"],
+        paths: &[
+            "distill.rs",
+            "distill",
+            "data/shard.rs",
+            "gpu",
+            "../kernels",
+            "models",
+            "ops",
+            "train",
+        ],
         crates: TENSORS,
     },
     Sources {

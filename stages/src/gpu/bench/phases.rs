@@ -200,7 +200,8 @@ fn open(
                 out.copy_from_slice(&tokens[sequence * seq..][..seq]);
             });
             let (teacher, own) = ((&model, &params), (&student, &learner));
-            Box::new(distill::driver(gpu, teacher, own, Trained::ALL, tokens, (batch, dims))?)
+            let aim = distill::Aim { batch, dims, labels: 0.0 };
+            Box::new(distill::driver(gpu, teacher, own, Trained::ALL, tokens, aim)?)
         }
     })
 }

@@ -46,18 +46,23 @@ impl Rows {
 
 /// Soft targets: `out_n` `[rows, 2]` gets cross-entropy and entropy; `s_nv` (of the student) becomes
 /// `weight · (q - p)`. Rows where `scored_n` is 0 count nothing. Biases, `[v]`, are added to logits.
+/// `labels`: `[rows]` tokens and their share λ, for `weight · (q - (1 - λ) p - λ onehot)` in rows whose
+/// token is not [`crate::ops::cross_entropy::IGNORE`]; what `out_n` gets is without them.
 pub fn soft(
     gpu: &Gpu,
     at: Rows,
     (s_nv, bias_s): (Slice<bf16>, Option<Slice<f32>>),
     (t_nv, bias_t): (Slice<bf16>, Option<Slice<f32>>),
     scored_n: Option<Slice<u8>>,
+    labels: Option<(Slice<u32>, f32)>,
     out_n: Slice<f32>,
 ) {
     at.check(s_nv, bias_s);
     at.check(t_nv, bias_t);
     let Rows { rows, v, weight, factor, learn } = at;
     assert!(scored_n.is_none_or(|s| s.len() >= rows) && out_n.len() >= 2 * rows, "too small");
+    assert!(labels.is_none_or(|(tokens, _)| tokens.len() >= rows), "labels are missing");
+    let (labels_n, share) = (labels.map(|(tokens, _)| tokens), labels.map_or(0.0, |(_, s)| s));
     let slots = [1, 2, 4, 6].into_iter().find(|n| n * 1024 * 8 >= v).unwrap_or(7);
     let name = match slots {
         1 => "cross_entropy_soft_n1",
@@ -68,7 +73,7 @@ pub fn soft(
     };
     let grid = [rows.min(MULTIPROCESSORS), 1, 1];
     launch!(gpu, name, grid: grid, block: 1024, shared: slots * (32 << 10);
-        s_nv, t_nv, bias_s, bias_t, scored_n, weight, factor, out_n,
+        s_nv, t_nv, bias_s, bias_t, scored_n, labels_n, share, weight, factor, out_n,
         rows as i32, v as i32, i32::from(learn));
 }
 

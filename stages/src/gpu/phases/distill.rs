@@ -36,17 +36,28 @@ pub struct Distill {
     out_n2: Buf<f32>,
     rows: usize,
     weight: f32,
+    labels: f32,
 }
 
-/// Makes a trainer of `student` (its start is in `learner`) for updates of `batch` sequences of
-/// `dims.seq`, `dims.batch` of them at a time.
+/// What an update is.
+#[derive(Clone, Copy, Debug)]
+pub struct Aim {
+    /// Sequences,
+    pub batch: usize,
+    /// their length, and how many there are at a time.
+    pub dims: Dims,
+    /// Share of the gradient that is of the text's own next token.
+    pub labels: f32,
+}
+
+/// Makes a trainer of `student`; its start is in `learner`.
 pub fn driver(
     gpu: &Gpu,
     (teacher, weights): (&Model, &Params),
     (student, learner): (&Model, &Learner),
     trained: Trained,
     tokens: Tokens,
-    (batch, dims): (usize, Dims),
+    Aim { batch, dims, labels }: Aim,
 ) -> Result<Driver<Distill>> {
     check(&student.config)?;
     let member = Member {
@@ -71,8 +82,13 @@ pub fn driver(
         student: Pass::new(gpu, whole, dims)?,
         rows,
         weight: 1.0 / (batch * dims.seq) as f32,
+        labels,
     };
-    Driver::new(gpu, work, learners, dims)
+    let mut driver = Driver::new(gpu, work, learners, dims)?;
+    if labels > 0.0 {
+        driver.batch.want_targets()?;
+    }
+    Ok(driver)
 }
 
 impl Distill {
@@ -90,7 +106,7 @@ impl Distill {
         student.forward(gpu, scene, batch);
         let n = scene.dims.tokens();
         for first in (0..n).step_by(self.rows) {
-            self.compare(first..n.min(first + self.rows), learn);
+            self.compare(batch, first..n.min(first + self.rows), learn);
         }
         let out = self.out_n2.all();
         reduce::reduce_rows(gpu, n, out, (sums.0, Some(sums.1)), self.weight, true);
@@ -99,7 +115,7 @@ impl Distill {
         }
     }
 
-    fn compare(&self, chunk: std::ops::Range<usize>, learn: bool) {
+    fn compare(&self, batch: &Batch, chunk: std::ops::Range<usize>, learn: bool) {
         let Distill { gpu, teacher, student, .. } = self;
         let v = student.whole.config.vocab;
         let t_nv = self.teacher_nv.all().range(0..chunk.len() * v);
@@ -110,7 +126,9 @@ impl Distill {
         let at = Rows { rows: chunk.len(), v, weight: self.weight, factor: None, learn };
         let (s, t) = ((s_nv, student.whole.head.full_b), (t_nv, of_teacher.whole.head.full_b));
         let out = self.out_n2.all().range(2 * chunk.start..2 * chunk.end);
-        cross_entropy::soft(gpu, at, s, t, None, out);
+        let labels =
+            (self.labels > 0.0).then(|| (batch.targets_n().range(chunk.clone()), self.labels));
+        cross_entropy::soft(gpu, at, s, t, None, labels, out);
         if learn {
             student.head_backward(gpu, chunk, s_nv);
         }

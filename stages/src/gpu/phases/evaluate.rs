@@ -177,7 +177,7 @@ impl Text {
         if let [student, teacher] = logits[..] {
             let at = Rows { rows, v, weight: 0.0, factor: None, learn: false };
             let out = self.soft_n2.all().range(2 * chunk.start..2 * chunk.end);
-            cross_entropy::soft(gpu, at, student, teacher, None, out);
+            cross_entropy::soft(gpu, at, student, teacher, None, None, out);
             likelihood::same(gpu, (rows, v), student, teacher, self.same_n.all().range(chunk));
         }
     }

@@ -116,7 +116,7 @@ pub(super) fn losses(bench: &mut Bench) -> Result<()> {
     let out = gpu.alloc::<f32>("losses", 2 * rows)?;
     bench.op("cross entropy", bytes(3 * rows * v, 2 * rows), || {
         let at = cross_entropy::Rows { rows, v, weight: 1.0, factor: None, learn: true };
-        cross_entropy::soft(&gpu, at, (s.all(), bias), (t.all(), bias), None, out.all());
+        cross_entropy::soft(&gpu, at, (s.all(), bias), (t.all(), bias), None, None, out.all());
     })
 }
 
