@@ -315,7 +315,7 @@ impl Executor<'_> {
             inputs: frozen_inputs,
             ports: planned.ports.to_vec(),
             threads,
-            secrets: planned.secrets.clone(),
+            secrets: planned.secrets.to_vec(),
         };
         Order::Run { frozen: Box::new(frozen), attempt: dir.to_path_buf(), places }
     }
