@@ -178,8 +178,8 @@ struct Executor<'a> {
     by_worker: HashMap<u64, usize>,
     blocked: HashMap<usize, Blocked>,
     waiting: HashSet<usize>,
-    /// Of the steps that were launched.
-    by_key: HashMap<Key, usize>,
+    /// Steps whose results the committer has, and how often: one may be made again meanwhile.
+    publishing: HashMap<Key, (usize, u32)>,
     desk: Desk,
     /// Since when a step has had too little GPU memory.
     short: HashMap<usize, Instant>,
@@ -248,7 +248,7 @@ impl<'a> Executor<'a> {
             by_worker: HashMap::new(),
             blocked: HashMap::new(),
             waiting: HashSet::new(),
-            by_key: HashMap::new(),
+            publishing: HashMap::new(),
             desk: Desk::new(&options.gpus, &options.gpu_locks),
             short: HashMap::new(),
             pool: crew,
