@@ -108,7 +108,7 @@ fn last_words(
     plan: &Plan,
     cache: &cache::Cache,
     outcome: &Outcome,
-    console: &mut Console,
+    console: &mut Console<'_>,
 ) {
     if (outcome.summary.failed > 0 || outcome.unkept.is_some())
         && let Some(full) = cache::disk::trouble(cache.root())
@@ -125,7 +125,8 @@ fn last_words(
 fn repeated(args: &Run, cache: Option<&cache::Cache>, earlier: Option<&Earlier>) -> Result<bool> {
     let Some((cache, earlier)) = cache.zip(earlier) else { return Ok(false) };
     let Some(summary) = unchanged::repeat(args, cache, earlier)? else { return Ok(false) };
-    let mut console = Console::new(&Plan::default(), (args.quiet, args.json), Vec::new, &[]);
+    let nothing = Plan::default();
+    let mut console = Console::new(&nothing, (args.quiet, args.json), Vec::new, &[]);
     console.last_line(&summary);
     Ok(true)
 }
@@ -159,7 +160,7 @@ fn detach(args: &Run) -> Result<ExitCode> {
 }
 
 /// Draws the report beside the record. Its failure is told and ends nothing.
-fn draw(dir: &std::path::Path, plan: &Plan, cache: &cache::Cache, console: &mut Console) {
+fn draw(dir: &std::path::Path, plan: &Plan, cache: &cache::Cache, console: &mut Console<'_>) {
     if plan.steps.len() > DRAWN {
         return console.note("`pipe report` draws the report of a run of so many steps");
     }
@@ -258,7 +259,7 @@ fn deliver(
     loaded: &Loaded,
     cache: &cache::Cache,
     outcome: &Outcome,
-    console: &mut Console,
+    console: &mut Console<'_>,
 ) -> Result<()> {
     for output in &loaded.plan.outputs {
         let given = engine::outputs::deliver(output, &loaded.plan, &outcome.steps, cache)
