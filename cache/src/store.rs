@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
@@ -121,10 +121,23 @@ fn inside(path: &Path, within: &Path) -> Result<(PathBuf, u64)> {
     let outside = || Error::Outside { path: path.to_path_buf(), within: within.to_path_buf() };
     let meta = fs::symlink_metadata(path).at("find", path)?;
     tree::kind_of(path, &meta)?;
+    if directly(path, within) {
+        return Ok((path.to_path_buf(), meta.len()));
+    }
     let parent = fs::canonicalize(path.parent().ok_or_else(outside)?).at("find", path)?;
     let real = parent.join(path.file_name().ok_or_else(outside)?);
     let root = fs::canonicalize(within).at("find", within)?;
     if real.starts_with(&root) && real != root { Ok((real, meta.len())) } else { Err(outside()) }
+}
+
+/// Whether the names from `within` to `path` are those of directories and no links, as they mostly
+/// are: told by one look at each of them.
+fn directly(path: &Path, within: &Path) -> bool {
+    let Ok(below) = path.strip_prefix(within) else { return false };
+    let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+    let is_dir = |dir: &Path| fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir());
+    let between = path.ancestors().skip(1).take_while(|dir| *dir != within);
+    plain && below.file_name().is_some() && between.into_iter().all(is_dir)
 }
 
 /// `rename` that fails when the target exists, also where the file system cannot do that itself.
@@ -132,6 +145,13 @@ pub(crate) fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     rename_no_replace(from, to, kind)?;
     loss::named(to, Some(from));
     loss::wrote(to);
+    Ok(())
+}
+
+/// As [`rename_new`], of bytes that are durable.
+pub(crate) fn rename_synced(from: &Path, to: &Path) -> io::Result<()> {
+    rename_no_replace(from, to, Kind::File)?;
+    loss::named(to, Some(from));
     Ok(())
 }
 

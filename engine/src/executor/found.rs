@@ -245,7 +245,7 @@ fn give_back() {
 
 impl Found {
     /// Keeps it: the run with `record` (its id) was made from `sources`, its plan is that of
-    /// `plan_of` (another id, or its own), and `gpus` are those that planning looked at, if it did.
+    /// `plan_of` (another id, or its own), and `gpus` tells those that planning looked at, if it did.
     /// A failure costs the next run its time and nothing else.
     pub fn keep(
         mut self,
@@ -253,7 +253,7 @@ impl Found {
         plan: &Plan,
         (record, plan_of): (&str, &str),
         sources: &[(PathBuf, String)],
-        gpus: Option<String>,
+        gpus: &dyn Fn() -> Option<String>,
     ) {
         for (path, text) in sources {
             let noted = self.source(path, text);
@@ -278,7 +278,8 @@ impl Found {
             used_s: self.used_s,
             cached: self.cached,
             saved_s: self.saved_s,
-            gpus,
+            // Of the same plan, which is not gone through again.
+            gpus: earlier.map_or_else(gpus, |earlier| earlier.head.gpus.clone()),
             base,
             but,
         };

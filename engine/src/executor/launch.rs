@@ -252,6 +252,9 @@ impl Executor<'_> {
         // First of all, so that nobody waits for what is only told and noted.
         let ordered = self.pool.order(worker, &order);
         self.started(at, key, claim, Begun { worker, attempt, gpus, resumed });
+        if self.summary.ran == 0 && self.running.len() == 1 {
+            self.committer.ready();
+        }
         if ordered.is_err() {
             self.lost(at, Failure::Crash);
         }

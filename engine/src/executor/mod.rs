@@ -290,6 +290,8 @@ impl<'a> Executor<'a> {
         }
         self.tell_skipped();
         self.fetching.stop();
+        // What is done becomes durable while the workers end; that it fails is told by the flush.
+        let _ = self.committer.hurry();
         self.pool.close();
         // What a cluster said at its end.
         while let Ok(heard) = self.heard.try_recv() {
