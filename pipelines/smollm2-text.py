@@ -3,7 +3,7 @@
 Mixes JSON lines {"text", "source"} to one file of documents: everything that is no technical
 documentation, and as many megabytes of that as asked for, from all of its sources alike (a source
 gives all it has or as much as any other). A FILE that ends in .txt, .md or .xhtml is a book, or a
-chapter: its lines are joined to paragraphs, and these to documents of 0.5 to 16 KB. Paragraphs that share 13 words in a row with a
+chapter (of a directory, all such): its lines are joined to paragraphs, and these to documents of 0.5 to 16 KB. Paragraphs that share 13 words in a row with a
 document of --eval are left out. The order is by a hash of the text, so the same input gives the same
 bytes. Needs Python 3.8 and nothing else."""
 import hashlib, html, itertools, json, os, re, sys
@@ -64,6 +64,14 @@ def pieces(path, text):
         yield "\n\n".join(held)
 
 
+def expand(path):
+    """The books of a directory; a file itself."""
+    if not os.path.isdir(path):
+        return [path]
+    below = [os.path.join(where, name) for where, _, names in os.walk(path) for name in names]
+    return sorted(file for file in below if file.endswith((".txt", ".md", ".xhtml")))
+
+
 def documents(path):
     """The texts of a file, each with its source."""
     name, end = os.path.splitext(os.path.basename(path))
@@ -96,7 +104,7 @@ def main(args):
         for line in open(path, encoding="utf-8"):
             known |= rows(" ".join(strings(json.loads(line))))
     general, technical, seen, left_out = [], {}, set(), 0
-    for path in files:
+    for path in [path for given in files for path in expand(given)]:
         for text, source in documents(path):
             paragraphs = text.split("\n\n")
             kept = [p for p in paragraphs if known.isdisjoint(rows(p))] if known else paragraphs
