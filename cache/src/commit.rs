@@ -326,7 +326,8 @@ fn place(
 ) -> Result<Published> {
     let target = cache.layout().entry(&publication.key);
     dirs.extend(target.parent().map(Path::to_path_buf));
-    let named = match store::rename_synced(&staged.path, &target) {
+    let shared = cache.layout().lives().is_some();
+    let named = match store::name_synced(&staged.path, &target, shared) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
         result => result.map(|()| true).at("create", &target)?,
     };

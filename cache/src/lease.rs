@@ -66,8 +66,16 @@ impl Lock {
         }
         let (path, idle) = (layout.gc_lock(), &layout.idle_locks);
         let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let file = kept.map_or_else(|| layout.open_file(&path, false), Ok).at("open", &path)?;
-        flock_now(&file, operation).at("lock", &path)?;
+        // One that went stale is let go.
+        let kept = kept.filter(|file| flock_now(file, operation).is_ok());
+        let file = match kept {
+            Some(file) => file,
+            None => {
+                let file = layout.open_file(&path, false).at("open", &path)?;
+                flock_now(&file, operation).at("lock", &path)?;
+                file
+            }
+        };
         Ok(Lock(Hold::Kept(Some(file), idle.clone())))
     }
 

@@ -148,10 +148,18 @@ pub(crate) fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     Ok(())
 }
 
-/// As [`rename_new`], of bytes that are durable.
-pub(crate) fn rename_synced(from: &Path, to: &Path) -> io::Result<()> {
-    rename_no_replace(from, to, Kind::File)?;
-    loss::named(to, Some(from));
+/// Gives a file whose bytes are durable another name, unless that is taken. `linked`: by a link, where
+/// file systems may say that they rename without replacing, and do so by their own view of the name
+/// only (CIFS).
+pub(crate) fn name_synced(from: &Path, to: &Path, linked: bool) -> io::Result<()> {
+    if linked {
+        fs::hard_link(from, to)?;
+        // It is named: what is left over is swept with the rest of `tmp`.
+        let _ = fs::remove_file(from);
+    } else {
+        rename_no_replace(from, to, Kind::File)?;
+    }
+    loss::named(to, (!linked).then_some(from));
     Ok(())
 }
 
@@ -162,7 +170,8 @@ fn rename_no_replace(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     }
     if kind == Kind::File {
         fs::hard_link(from, to)?;
-        return fs::remove_file(from);
+        let _ = fs::remove_file(from);
+        return Ok(());
     }
     // Renaming over a directory succeeds only when that one is empty, which by its digest this
     // one is too.

@@ -256,7 +256,9 @@ impl Pool {
 
     /// Takes a worker back after a success.
     pub fn give_back(&mut self, worker: u64) {
-        if self.workers.contains_key(&worker) {
+        if let Some(found) = self.workers.get_mut(&worker) {
+            // Its first step is done; the log of that is no place for what comes later.
+            found.words = None;
             self.idle.push(worker);
         }
     }

@@ -32,7 +32,8 @@ impl Drawing {
         let begins = self.reading.is_none() && self.steps <= DRAWN;
         if begins && matches!(event, Event::Launched { .. }) {
             let dir = self.dir.clone();
-            self.reading = Some(std::thread::spawn(move || Reading::begin(&dir)));
+            let begin = move || Reading::begin(&dir);
+            self.reading = std::thread::Builder::new().spawn(begin).ok();
         }
     }
 
@@ -44,10 +45,9 @@ impl Drawing {
         if self.steps > DRAWN {
             return console.note("`pipe report` draws the report of a run of so many steps");
         }
-        let past = match self.reading.and_then(|thread| thread.join().ok()) {
-            Some(reading) => reading.map(Reading::finish),
-            None => Past::load(&self.dir),
-        };
+        // What could not be begun is read at once.
+        let begun = self.reading.and_then(|thread| thread.join().ok()?.ok());
+        let past = begun.map_or_else(|| Past::load(&self.dir), |reading| Ok(reading.finish()));
         let drawn = past.and_then(|past| {
             let path = self.dir.join("report.html");
             cache.write(&path, engine::report::html(&past, cache).as_bytes())?;
