@@ -148,7 +148,7 @@ impl Stage for Align {
         let Params { lr, warmup, decay, updates, .. } = *params;
         let mut found = crate::train::run::check(lr, warmup, decay, updates);
         if params.init == Start::Attention {
-            let what = "may be `default` or `paper`; `attention` is a start of `orient`";
+            let what = "`attention` is a start of `orient`; here it may be any other";
             found.push(("init".into(), what.into()));
         }
         found
@@ -250,7 +250,7 @@ fn layers(params: &Params, ctx: &Context, source: &Source) -> Result<(Config, Ve
         ensure!(layers.iter().all(|l| l.number != number), "layer {number} is there twice");
         source.ensure_layer(number)?;
         let (block, mut weights) = start(&config, number, params.seed, teacher)?;
-        params.init.apply(layer::ssm(&block), &mut weights.flat);
+        params.init.apply(layer::ssm(&block), &mut weights.flat, (params.seed, number));
         if !mixers.is_empty() {
             let found = mixers.iter().find(|(n, ..)| *n == number);
             let (_, own, tensors) = found.with_context(|| {

@@ -85,7 +85,7 @@ impl Stage for Assemble {
     fn check(params: &Params) -> Vec<(String, String)> {
         let mut found = Vec::new();
         if params.init == Some(Start::Attention) {
-            let what = "may be `default` or `paper`; `attention` is a start of `orient`";
+            let what = "`attention` is a start of `orient`; here it may be any other";
             found.push(("init".into(), what.into()));
         }
         found
@@ -108,9 +108,9 @@ impl Stage for Assemble {
         };
         let student = Model::new(student_config(&teacher.config, sizes, &kept))?;
         let mut values = student.init(params.seed);
-        for block in &student.blocks {
+        for (number, block) in student.blocks.iter().enumerate() {
             if let (Mixer::Ssm(ssm), Some(init)) = (&block.mixer, params.init) {
-                init.apply(ssm, &mut values.flat);
+                init.apply(ssm, &mut values.flat, (params.seed, number));
             }
         }
         let (from, to) = ((&teacher.config, &weights), (&student.config, &*student.layout));

@@ -173,7 +173,7 @@ fn layers(params: &Params, source: &Source, config: &Config) -> Result<Vec<Layer
             "layer {number} is listed twice in `layers`"
         );
         let (block, mut weights) = start(config, number, params.seed, teacher)?;
-        params.init.apply(layer::ssm(&block), &mut weights.flat);
+        params.init.apply(layer::ssm(&block), &mut weights.flat, (params.seed, number));
         if let (Start::Attention, Mixer::Attention(attention)) =
             (params.init, &source.model.blocks[number].mixer)
         {

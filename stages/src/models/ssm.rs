@@ -33,6 +33,8 @@ pub struct Ssm {
     pub bc: Slot,
     /// Rows of A_log, one a head.
     pub a_log: Slot,
+    /// Rows of z, which make the gate.
+    pub z: Slot,
     /// Added to z before the gate.
     pub z_bias: Slot,
     /// `[channels of x, B, C; taps]`, oldest tap first.
@@ -131,6 +133,7 @@ impl Ssm {
             in_proj: x.join(b).join(c).join(z).join(a_log),
             bc: b.join(c),
             a_log,
+            z,
             z_bias,
             conv,
             conv_bias,

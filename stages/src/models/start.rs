@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::attention::Attention;
 use super::params::Slot;
 use super::ssm::Ssm;
+use crate::train::philox::Philox;
 
 /// How a mixer that replaces attention begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,13 +20,30 @@ pub enum Start {
     Paper,
     /// x, B, C and the output projection from the teacher's v, k, q and o.
     Attention,
+    /// As default, with a gate that is random and has no bias, as in Mamba-2 itself.
+    RandomGate,
+    /// As default, with decays that differ widely between tokens: A_log has four times its weights,
+    /// so that some of what is seen stays longer than a token or two.
+    WideDecay,
 }
 
+/// What [`Start::WideDecay`] multiplies the rows of A_log by.
+const WIDE: f32 = 4.0;
+
 impl Start {
-    /// Turns `Default` values in `params` into this start's, except for [`Start::Attention`].
-    pub fn apply(self, ssm: &Ssm, params: &mut [f32]) {
-        if self == Start::Paper {
-            ssm.d.of_mut(params).fill(1.0);
+    /// Turns `Default` values of layer `number` in `params` into this start's, except for
+    /// [`Start::Attention`].
+    pub fn apply(self, ssm: &Ssm, params: &mut [f32], (seed, number): (u64, usize)) {
+        match self {
+            Start::Default | Start::Attention => {}
+            Start::Paper => ssm.d.of_mut(params).fill(1.0),
+            Start::RandomGate => {
+                let bound = 1.0 / (ssm.z.cols as f32).sqrt();
+                let random = Philox::new(seed, &format!("gate of layer {number}"));
+                random.fill_uniform(-bound, bound, ssm.z.of_mut(params));
+                ssm.z_bias.of_mut(params).fill(0.0);
+            }
+            Start::WideDecay => ssm.a_log.of_mut(params).iter_mut().for_each(|w| *w *= WIDE),
         }
     }
 }

@@ -266,7 +266,9 @@ fn every_start_and_target_trains() {
     let (teacher, tokens) = (place.path("teacher.safetensors"), place.path("train.bin"));
     let common = [("teacher", &[&*teacher][..]), ("tokens", &[&*tokens][..])];
     let mut before = Vec::new();
-    for (i, init) in [Start::Default, Start::Paper, Start::Attention].into_iter().enumerate() {
+    let starts =
+        [Start::Default, Start::Paper, Start::Attention, Start::RandomGate, Start::WideDecay];
+    for (i, init) in starts.into_iter().enumerate() {
         let params = orient::Params { init, d_state: 10, ..orient_params(8) };
         let name = format!("start-{i}");
         let made = place.run::<Orient>(&name, &params, &common, |_| {}).unwrap();
@@ -275,6 +277,14 @@ fn every_start_and_target_trains() {
         assert!(layer["after"].as_f64().unwrap() < before[i], "{layer}");
     }
     assert!(before[1] > before[0], "D = 1 starts farther away: {before:?}");
+    assert_eq!(before[3], before[0], "the gate is no part of the matrix");
+    assert_ne!(before[4], before[0], "decays are");
+    let first = |init| {
+        let params = align::Params { init, layers: vec![1], ..align_params(1) };
+        let made = place.run::<Align>(&format!("{init:?}"), &params, &common, |_| {}).unwrap();
+        metrics(&made)["final"]["layers"][0]["distance"]["before"].as_f64().unwrap()
+    };
+    assert_ne!(first(Start::RandomGate), first(Start::Default), "the output has the gate");
     for (i, target) in [align::Target::Mixer, align::Target::Both].into_iter().enumerate() {
         let params =
             align::Params { target, train_mlp: i == 1, layers: vec![1], ..align_params(12) };
