@@ -66,8 +66,8 @@ fn evaluation(file: &str, fixture: &str, steps: usize, more: &[&str]) -> serde_j
 #[test]
 fn every_pipeline_of_a_real_teacher_runs_to_the_end() {
     for (file, fixture, steps, more) in [
-        ("smollm2.yaml", "llama", 9, &[][..]),
-        ("smollm2.yaml", "qwen2", 9, &[]),
+        ("smollm2.yaml", "llama", 12, &[][..]),
+        ("smollm2.yaml", "qwen2", 12, &[]),
         ("phi-mamba.yaml", "phi", 8, &[]),
         ("hybrid-phi-mamba.yaml", "phi", 8, &["keep=[0]", "layers=[]"]),
         ("llamba-1b.yaml", "llama", 8, &["layers=[]"]),
