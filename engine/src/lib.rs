@@ -13,8 +13,6 @@ pub mod cluster;
 pub mod command;
 pub mod descendants;
 pub mod diagnostic;
-pub mod early;
-mod edges;
 pub mod estimate;
 pub mod event;
 pub mod executor;

@@ -40,7 +40,7 @@ pub struct Wanted {
 pub fn priced(
     plan: &Plan,
     steps: &[usize],
-    (cache, seen): (&Cache, &Seen<'_>),
+    (cache, seen): (&Cache, &Seen),
     recents: &Recents<'_>,
     forced: &dyn Fn(usize) -> bool,
     wanted: Wanted,

@@ -20,6 +20,7 @@ impl Executor<'_> {
     pub(super) fn launch(&mut self, at: usize) {
         let step = self.steps[at];
         let key = self.settled[step].key.expect("looked up before");
+        self.by_key.insert(key, step);
         let claim = if self.plan.steps[step].cache {
             match self.cache.claim(&key, &self.who(step)) {
                 Ok(Claimed::Mine(claim)) => Some(claim),
@@ -103,7 +104,7 @@ impl Executor<'_> {
         self.emit(Event::Note { text });
         let hit = Hit::of(&entry);
         let publication = Publication { key, entry, claim, attempt: None, replace: false };
-        self.publish(step, publication);
+        let _ = self.committer.publish(publication);
         self.cached(step, key, hit);
         self.schedule.done(at);
         None
@@ -252,9 +253,6 @@ impl Executor<'_> {
         // First of all, so that nobody waits for what is only told and noted.
         let ordered = self.pool.order(worker, &order);
         self.started(at, key, claim, Begun { worker, attempt, gpus, resumed });
-        if self.summary.ran == 0 && self.running.len() == 1 {
-            self.committer.ready();
-        }
         if ordered.is_err() {
             self.lost(at, Failure::Crash);
         }
@@ -317,7 +315,7 @@ impl Executor<'_> {
             inputs: frozen_inputs,
             ports: planned.ports.to_vec(),
             threads,
-            secrets: planned.secrets.to_vec(),
+            secrets: planned.secrets.clone(),
         };
         Order::Run { frozen: Box::new(frozen), attempt: dir.to_path_buf(), places }
     }
