@@ -4,7 +4,7 @@
 use engine::stage::{DeviceFault, Diverged, OutOfDeviceMemory};
 use stages::gpu::emulator::Emulator;
 use stages::gpu::launch::Gpu;
-use stages::gpu::phases::distill::{Distill, driver};
+use stages::gpu::phases::distill::{Aim, Distill, driver};
 use stages::gpu::phases::{Driver, Work as _};
 use stages::models::transfer::{Sizes, student_config};
 use stages::models::{Config, MixerKind, Model, Params, Trained};
@@ -41,7 +41,14 @@ fn phase(gpu: &Gpu, teacher: &Params) -> anyhow::Result<Driver<Distill>> {
     };
     let dims = Dims { batch: 2, seq: 36 };
     let models = ((&of_teacher, teacher), (&student, &learner));
-    driver(gpu, models.0, models.1, Trained::ALL, Box::new(tokens), (2, dims))
+    driver(
+        gpu,
+        models.0,
+        models.1,
+        Trained::ALL,
+        Box::new(tokens),
+        Aim { batch: 2, dims, labels: 0.0 },
+    )
 }
 
 fn teacher() -> Params {
