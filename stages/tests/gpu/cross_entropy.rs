@@ -45,7 +45,7 @@ fn soft_targets() {
         let (mut dq, mut p) = (biased(&s, &bias, v), biased(&t, &bias, v));
         let sums = cross_entropy::soft(v, &mut dq, &mut p, &scored, 0.25);
         let mut mixed = dq.clone();
-        let label = |i: usize| if i % 3 == 0 { (i * 7919 % v) as u32 } else { IGNORE };
+        let label = |i: usize| if i.is_multiple_of(3) { (i * 7919 % v) as u32 } else { IGNORE };
         let labels: Vec<u32> = (0..n).map(label).collect();
         cross_entropy::harden(v, &mut mixed, &p, &labels, 0.25 * 0.3);
         let results: Vec<_> = devices()
