@@ -3,9 +3,9 @@
 Mixes JSON lines {"text", "source"} to one file of documents: everything that is no technical
 documentation, and as many megabytes of that as asked for, from all of its sources alike (a source
 gives all it has or as much as any other). A FILE that ends in .txt, .md or .xhtml is a book, or a
-chapter (of a directory, all such): its lines are joined to paragraphs, and these to documents of 0.5 to 16 KB. Paragraphs that share 13 words in a row with a
-document of --eval are left out. The order is by a hash of the text, so the same input gives the same
-bytes. Needs Python 3.8 and nothing else."""
+chapter (of a directory, all such): its lines are joined to paragraphs, and these to documents of 0.5
+to 16 KB. Paragraphs that share 13 words in a row with a document of --eval are left out. The order is
+by a hash of the text, so the same input gives the same bytes. Needs Python 3.8 and nothing else."""
 import hashlib, html, itertools, json, os, re, sys
 
 # What is not technical among the sources of the corpus; files without such sources are general.

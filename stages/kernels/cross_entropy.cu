@@ -201,7 +201,8 @@ __device__ __forceinline__ void hard(bf16* s_nv, const uint32_t* targets_n, cons
 }  // namespace cross_entropy
 
 // s_nv bf16 [rows, v], the gradient afterwards if `learn`; t_nv bf16 [rows, v]; biases f32 [v] or null;
-// scored_n u8 [rows] or null (all); labels_n u32 [rows] (0xffffffff: none) or null; factor: null, or f32 on the device that `weight` is multiplied by;
+// scored_n u8 [rows] or null (all); labels_n u32 [rows] (0xffffffff: none) or null, and their share;
+// factor: null, or f32 on the device that `weight` is multiplied by;
 // out_n f32 [rows, 2]: cross-entropy and entropy, 0 where not scored.
 #define CROSS_ENTROPY_SOFT(N)                                                                                   \
   extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_soft_n##N(                                \

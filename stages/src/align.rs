@@ -69,7 +69,7 @@ pub struct Params {
     pub d_conv: usize,
     /// Without `mixers`: chunk length of the scan.
     pub chunk: usize,
-    /// Without `mixers`: where the mixers begin (`default` or `paper`).
+    /// Without `mixers`: where the mixers begin (not `attention`).
     pub init: Start,
     /// Decides the order of sequences (and random weights, without `mixers`).
     pub seed: u64,

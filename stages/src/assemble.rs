@@ -39,7 +39,7 @@ pub struct Params {
     /// Which layers keep the teacher's attention (a hybrid): their numbers, or `rest` for all that
     /// no block replaces.
     pub keep_attention: Kept,
-    /// Without `blocks`: where the mixers begin (`default` or `paper`).
+    /// Without `blocks`: where the mixers begin (not `attention`).
     pub init: Option<Start>,
     /// Without `blocks`: state size N of a student's head.
     pub d_state: usize,

@@ -3,16 +3,16 @@
 //! The loss is soft cross-entropy against the teacher's full logits, which are formed for a few
 //! tokens at a time beside the student's, so none outlive their chunk. Everything is trained unless
 //! `train: mixers`. Temperature 1. Hard labels (the text's next token) only if `labels` gives them a
-//! share, as in Hinton et al. 2015, section 2; MOHAWK has none. With cached top-k `logits` (an ablation) the
-//! teacher runs for the held-out figures only.
+//! share, as in Hinton et al. 2015, section 2; MOHAWK has none. With cached top-k `logits` (an
+//! ablation) the teacher runs for the held-out figures only.
+
+mod on_cpu;
 
 use anyhow::{Context as _, Result, ensure};
 use engine::stage::{Context, Cpu, In, Out, Ports, Stage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-
-mod on_cpu;
 
 use crate::data::shard::TokenShard;
 use crate::models::params::Entry;
@@ -58,6 +58,7 @@ pub struct Params {
     /// Share of the gradient that is of the text's own next token, from 0 (the teacher alone, as MOHAWK
     /// has it) to below 1. The figures of curve and report are against the teacher alone.
     #[serde(skip_serializing_if = "is_zero")]
+    #[schemars(extend("default" = 0.0))]
     pub labels: f64,
     /// Fraction of the updates in which the rate rises.
     pub warmup: f64,

@@ -41,7 +41,7 @@ struct Shard {
     targets: Targets,
     /// Of a row: k values for its top-k loss, and one for each token for hard labels.
     scratch: Vec<f32>,
-    /// The token that follows each.
+    /// The token that follows each, where labels have a share.
     labels_n: Vec<u32>,
 }
 
@@ -79,7 +79,9 @@ impl Phase {
         for (i, out) in sequences.iter().zip(shard.student.tokens_n.chunks_exact_mut(seq)) {
             self.data.copy_to(*i, out);
         }
-        successors(seq, &shard.student.tokens_n, &mut shard.labels_n);
+        if learn && self.labels > 0.0 {
+            successors(seq, &shard.student.tokens_n, &mut shard.labels_n);
+        }
         self.student.forward(params, &mut shard.student, |_, _, _| {});
         shard.sums = Soft::default();
         shard.grads.fill(0.0);

@@ -86,7 +86,7 @@ impl Batch {
         self.part(&self.order_n)
     }
 
-    /// The token that follows each in its sequence; [`IGNORE`](crate::ops::cross_entropy::IGNORE) after the last one.
+    /// The token that follows each in its sequence, as [`successors`] has it.
     pub fn targets_n(&self) -> Slice<u32> {
         self.part(self.targets_n.as_ref().expect("a batch that was asked for them"))
     }
