@@ -244,3 +244,14 @@ fn outputs_that_were_evicted_are_made_again() {
     assert_eq!(two.run("one", &["--no-remote"]).counts(), "2 cached, 1 ran");
     assert_eq!(two.project.read("o.txt"), OUT);
 }
+
+#[test]
+fn a_forced_step_runs_though_the_remote_has_its_result() {
+    let two = Two::new();
+    good(&two.run("one", &["--trust-remote"]));
+    // Here and in the remote; in the remote only.
+    for (of, ran) in [("one", "abca"), ("two", "abcaa")] {
+        good(&two.run(of, &["--trust-remote", "--force", "a"]));
+        assert!(two.ran().starts_with(ran), "{of}: {}", two.ran());
+    }
+}

@@ -120,18 +120,19 @@ impl<'a> Sharing<'a> {
     }
 
     /// Asks for the lease, and then, whoever has it, whether the result is there by now: another
-    /// machine may have made it since the first question.
-    fn lease(&self, at: usize, key: Key, who: String) {
+    /// machine may have made it since the first question. A step that runs whatever is there
+    /// (`must`) is not told so: it would only come back and ask again.
+    fn lease(&self, at: usize, key: Key, must: bool, who: String) {
         self.start(move |remote, cache, _| {
             let leased = remote.lease(&key, &who);
-            if let Leased::Unavailable(_) = leased {
-                return Said::Granted { at, lease: None };
+            let asks = !must && !matches!(leased, Leased::Unavailable(_));
+            if let Some(found @ Found::Hit(_)) = asks.then(|| remote.find(cache, &key)) {
+                return Said::Found(key, Box::new(found));
             }
-            match (remote.find(cache, &key), leased) {
-                (found @ Found::Hit(_), _) => Said::Found(key, Box::new(found)),
-                (_, Leased::Mine(lease)) => Said::Granted { at, lease: Some(lease) },
-                (_, Leased::Busy(holder)) => Said::Busy { at, holder: holder.to_string() },
-                (_, Leased::Unavailable(_)) => Said::Granted { at, lease: None },
+            match leased {
+                Leased::Mine(lease) => Said::Granted { at, lease: Some(lease) },
+                Leased::Busy(holder) => Said::Busy { at, holder: holder.to_string() },
+                Leased::Unavailable(_) => Said::Granted { at, lease: None },
             }
         });
     }
@@ -199,12 +200,13 @@ impl Executor<'_> {
 
     /// Whether the step must wait until other machines leave it to this one.
     pub(super) fn waits_for_lease(&mut self, at: usize, key: Key) -> bool {
-        let who = self.who(self.steps[at]);
+        let step = self.steps[at];
+        let (who, must) = (self.who(step), self.must_run(step));
         let Some(sharing) = self.sharing.as_mut() else { return false };
         if sharing.granted.contains_key(&at) {
             return false;
         }
-        sharing.lease(at, key, who);
+        sharing.lease(at, key, must, who);
         // Silently: it takes a moment, and is told only if another machine has the lease.
         self.schedule.blocked(at);
         self.blocked.insert(at, Blocked::Remote);
