@@ -149,6 +149,11 @@ fn damaged_and_lost_bytes_of_a_remote_are_made_again() {
         good(&second);
         assert_eq!(two.project.read("o.txt"), OUT.replace("one", "two"), "{kind}");
         assert!(two.ran().starts_with("abca"), "{kind}: {}", two.ran());
+        // It was sent again, so a third has all of it.
+        let ran = two.ran();
+        fs::remove_file(two.project.path().join("o.txt")).unwrap();
+        good(&two.run("three", &["--trust-remote", "--set", "word=three"]));
+        assert_eq!(two.ran(), ran + "c", "{kind}");
     }
 }
 

@@ -24,8 +24,8 @@ const THREADS: usize = 8;
 pub(super) enum Said {
     /// What the remote has of a key, and how often it was asked.
     Found(Key, Box<Found>),
-    /// Bytes came, or why not.
-    Fetched { at: usize, digests: Vec<Digest>, result: Result<u64, String> },
+    /// So many bytes came; or why not all, and what is still missing.
+    Fetched { at: usize, result: Result<u64, (String, Vec<Digest>)> },
     /// The step may run, with a lease if there are such.
     Granted { at: usize, lease: Option<Lease> },
     /// Another machine works on it.
@@ -113,9 +113,11 @@ impl<'a> Sharing<'a> {
     fn fetch(&self, at: usize, outputs: Vec<Output>) {
         self.start(move |remote, cache, cancel| {
             let result = remote.fetch(cache, &outputs, &Progress::new(), cancel);
-            let digests = outputs.iter().map(|output| output.digest).collect();
-            let result = result.map(|fetched| fetched.bytes).map_err(|e| e.to_string());
-            Said::Fetched { at, digests, result }
+            let missing = || outputs.iter().filter(|output| !cache.present(output));
+            let result = result
+                .map(|fetched| fetched.bytes)
+                .map_err(|e| (e.to_string(), missing().map(|output| output.digest).collect()));
+            Said::Fetched { at, result }
         });
     }
 
@@ -220,11 +222,12 @@ impl Executor<'_> {
         }
     }
 
-    /// The step is done: its lease is kept until the result is sent.
+    /// The step was done here: its lease is kept until the result is sent, also to a remote that
+    /// had it and has lost its bytes.
     pub(super) fn keep_lease(&mut self, at: usize, key: Key) {
-        if let Some(sharing) = &mut self.sharing
-            && let Some(Some(lease)) = sharing.granted.remove(&at)
-        {
+        let Some(sharing) = &mut self.sharing else { return };
+        sharing.imported.remove(&key);
+        if let Some(Some(lease)) = sharing.granted.remove(&at) {
             sharing.kept.insert(key, lease);
         }
     }
@@ -245,12 +248,12 @@ impl Executor<'_> {
     pub(super) fn remote_said(&mut self, said: Said) {
         match said {
             Said::Found(key, found) => self.found(key, *found),
-            Said::Fetched { at, digests, result } => {
+            Said::Fetched { at, result } => {
                 let Some(sharing) = &mut self.sharing else { return };
                 match result {
                     Ok(bytes) => sharing.shared.fetched_bytes += bytes,
-                    Err(why) => {
-                        sharing.unfetchable.extend(digests);
+                    Err((why, missing)) => {
+                        sharing.unfetchable.extend(missing);
                         self.tell_trouble(why);
                     }
                 }
