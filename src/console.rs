@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use engine::event::{Event, Failure, Job, Shared, Stamped, Summary};
 use engine::gpu::Gpu;
 use engine::history::now::{Now, Stand};
-use engine::plan::Plan;
+use engine::plan::{Plan, Step};
 use engine::stage::Report;
 
 use crate::board::Board;
@@ -20,8 +20,8 @@ use crate::usage::Look;
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows a run.
-pub struct Console {
-    names: Vec<String>,
+pub struct Console<'p> {
+    steps: &'p [Step],
     quiet: bool,
     json: bool,
     live: Option<(Screen, Arc<Mutex<Board>>)>,
@@ -32,19 +32,19 @@ pub struct Console {
     paint: Paint,
 }
 
-impl Console {
+impl<'p> Console<'p> {
     /// A console for `plan`; live if standard error is a terminal. `expected` is what each step took
     /// before, as far as that is known: asked only if it is live.
     pub fn new(
-        plan: &Plan,
+        plan: &'p Plan,
         (quiet, json): (bool, bool),
         expected: impl FnOnce() -> Vec<Option<f64>>,
         gpus: &[Gpu],
-    ) -> Console {
+    ) -> Console<'p> {
         let wanted = Screen::possible() && !quiet && !json;
         let live = wanted.then(|| live(Board::new(plan, expected()), Look::new(gpus)));
         Console {
-            names: plan.steps.iter().map(|step| clean(&step.name)).collect(),
+            steps: &plan.steps,
             quiet,
             json,
             now: Now::new(if live.is_some() { 0 } else { plan.steps.len() }),
@@ -68,14 +68,15 @@ impl Console {
             Event::Launched { step, resumed, .. } => self.launched(*step, *resumed),
             Event::Reported { step, report } => self.reported(*step, report, stamped.t),
             Event::Finished { step, seconds, .. } => {
+                self.told.remove(step);
                 let took = self.paint.dim(&duration(*seconds));
-                self.say(&format!("{} {} {took}", self.paint.green("done   "), self.names[*step]));
+                self.say(&format!("{} {} {took}", self.paint.green("done   "), self.name(*step)));
             }
             Event::Failed { step, failure, message, log, retry, .. } => {
                 self.failed(*step, *failure, message, log, *retry);
             }
             Event::Waiting { step, holder } => {
-                let text = format!("{} waits for {}", self.names[*step], clean(holder));
+                let text = format!("{} waits for {}", self.name(*step), clean(holder));
                 self.say(&format!("{} {text}", self.paint.yellow("waiting")));
             }
             Event::Note { text } => self.note(text),
@@ -90,6 +91,11 @@ impl Console {
         if let Some((screen, _)) = &self.live {
             screen.touch();
         }
+    }
+
+    /// What a step is called.
+    fn name(&self, step: usize) -> String {
+        clean(&self.steps[step].name)
     }
 
     /// The last line of a run. The board is gone before.
@@ -144,7 +150,7 @@ impl Console {
     fn launched(&mut self, step: usize, resumed: Option<u64>) {
         if self.live.is_none() || resumed.is_some() {
             let from = resumed.map_or(String::new(), |at| format!(" from its checkpoint at {at}"));
-            let name = &self.names[step];
+            let name = self.name(step);
             self.say(&format!("{} {name}{from}", self.paint.dim("running")));
         }
         self.told.insert(step, Instant::now());
@@ -152,7 +158,7 @@ impl Console {
 
     fn reported(&mut self, step: usize, report: &Report, t: f64) {
         if let Report::Note { text } = report {
-            let text = format!("{}: {text}", self.names[step]);
+            let text = format!("{}: {text}", self.name(step));
             return self.note(&text);
         }
         let due = |told: &mut Instant| told.elapsed() > PLAIN_EVERY;
@@ -164,7 +170,7 @@ impl Console {
             Some(Stand::Running(running)) => at_work(running, t),
             _ => return,
         };
-        self.say(&format!("{} {} {text}", self.paint.dim("running"), self.names[step]));
+        self.say(&format!("{} {} {text}", self.paint.dim("running"), self.name(step)));
     }
 
     /// Where a step's job stands: only that none can be had is worth a line, the board has the rest.
@@ -179,24 +185,24 @@ impl Console {
             }
             false => return,
         };
-        let line = format!("{} {} {text}", self.paint.dim("queued "), self.names[step]);
+        let line = format!("{} {} {text}", self.paint.dim("queued "), self.name(step));
         self.say(&line);
     }
 
     /// A failure is told even when quiet.
     fn failed(&mut self, step: usize, failure: Failure, message: &str, log: &str, retry: bool) {
         if failure == Failure::Cancelled {
-            let line = format!("{} {}", self.paint.yellow("stopped"), self.names[step]);
+            let line = format!("{} {}", self.paint.yellow("stopped"), self.name(step));
             return self.say(&line);
         }
         let what = if retry { "failed, trying again" } else { "failed" };
         let mut text =
-            format!("{} {}: {}", self.paint.bold_red(what), self.names[step], clean(message));
+            format!("{} {}: {}", self.paint.bold_red(what), self.name(step), clean(message));
         for line in log.lines() {
             text += &format!("\n  {} {}", self.paint.dim("│"), clean(line));
         }
         if !retry && !log.is_empty() {
-            text += &format!("\n  hint: the whole log: `pipe log {}`", self.names[step]);
+            text += &format!("\n  hint: the whole log: `pipe log {}`", self.name(step));
         }
         out::message(text);
     }

@@ -352,6 +352,11 @@ impl Cache {
         }
     }
 
+    /// So that nobody waits for it later.
+    pub(crate) fn open_index(&self) {
+        self.inner.index();
+    }
+
     /// Rows of entries just published.
     pub(crate) fn index_rows(&self, rows: Vec<Row>) {
         locked(&self.inner.rows).extend(rows);

@@ -1,11 +1,12 @@
 //! Group commit: results become durable together, entry after bytes, index after entry. Knows no
 //! attempts.
 //!
-//! Order: texts staged; one sync (bytes of objects and texts); entries linked under their keys,
+//! Order: texts staged; one sync (bytes of objects and texts); entries named by their keys,
 //! never over another; directories synced; rows; claims released; the caller told. A crash before a
 //! link leaves bytes without a name, which the next attempt finds or makes again; after it, the
 //! entry is whole.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -78,7 +79,9 @@ pub enum Published {
 }
 
 enum Message {
+    Ready,
     Publish(Box<Publication>),
+    Hurry,
     Flush(Sender<Result<()>>),
 }
 
@@ -116,6 +119,20 @@ impl Committer {
     pub fn publish(&self, publication: Publication) -> Result<()> {
         self.cache.set_pending(publication.entry.clone(), publication.replace);
         self.send(Message::Publish(Box::new(publication)))
+    }
+
+    /// Opens the index, which will be wanted, while there is nothing else to do.
+    pub fn ready(&self) {
+        // One that died tells so when something is published.
+        let _ = self.send(Message::Ready);
+    }
+
+    /// Has what was published made durable now, and does not wait for that.
+    ///
+    /// # Errors
+    /// When the committing thread has died.
+    pub fn hurry(&self) -> Result<()> {
+        self.send(Message::Hurry)
     }
 
     /// Waits until all that was published is durable.
@@ -162,7 +179,7 @@ fn serve(
     let mut failed: Vec<(Key, String)> = Vec::new();
     let mut wait = WAIT;
     loop {
-        let (group, flush, ended) = gather(receiver, most, wait);
+        let (group, flush, ended) = gather(cache, receiver, most, wait);
         if !group.is_empty() {
             let started = Instant::now();
             let outcomes = commit(cache, group);
@@ -187,8 +204,9 @@ fn serve(
     }
 }
 
-/// The next group: what comes within `wait` of its first, cut short by a flush or the end.
+/// The next group: what comes within `wait` of its first, cut short by haste, a flush or the end.
 fn gather(
+    cache: &Cache,
     receiver: &Receiver<Message>,
     most: usize,
     wait: Duration,
@@ -204,6 +222,11 @@ fn gather(
         };
         match next {
             Ok(Message::Publish(publication)) => group.push(*publication),
+            Ok(Message::Ready) => {
+                cache.open_index();
+                continue;
+            }
+            Ok(Message::Hurry) => return (group, None, false),
             Ok(Message::Flush(reply)) => return (group, Some(reply), false),
             Err(RecvTimeoutError::Timeout) => break,
             Err(RecvTimeoutError::Disconnected) => return (group, None, true),
@@ -218,11 +241,15 @@ struct Staged {
     path: PathBuf,
     file: File,
     text: String,
+    /// Whether it has another name.
+    named: Cell<bool>,
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.named.get() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -287,7 +314,7 @@ fn stage(cache: &Cache, publication: &Publication) -> Result<Staged> {
         Ok(file)
     };
     let file = write().inspect_err(|_| drop(fs::remove_file(&path))).at("write", &path)?;
-    Ok(Staged { path, file, text })
+    Ok(Staged { path, file, text, named: Cell::new(false) })
 }
 
 /// Gives a staged text its name. The first result stays, unless it is worth nothing or is to go.
@@ -299,15 +326,14 @@ fn place(
 ) -> Result<Published> {
     let target = cache.layout().entry(&publication.key);
     dirs.extend(target.parent().map(Path::to_path_buf));
-    let linked = match fs::hard_link(&staged.path, &target) {
+    let shared = cache.layout().lives().is_some();
+    let named = match store::name_synced(&staged.path, &target, shared) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
         result => result.map(|()| true).at("create", &target)?,
     };
-    if linked {
-        loss::named(&target, None);
+    if named {
+        staged.named.set(true);
         crash_point!("commit.linked");
-        // Now, since it changes the times of the file, which the index notes.
-        let _ = fs::remove_file(&staged.path);
         return Ok(Published::New);
     }
     let old = cache.read_entry(&publication.key)?;

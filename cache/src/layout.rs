@@ -4,8 +4,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
@@ -47,6 +47,8 @@ pub(crate) struct Layout {
     access: Access,
     /// Where no lock of the kernel's can be relied on.
     lives: Option<Arc<Lives>>,
+    /// Open files of `gc.lock` that nobody uses just now: it is locked several times a step.
+    pub(crate) idle_locks: Arc<Mutex<Vec<File>>>,
 }
 
 impl Layout {
@@ -67,9 +69,9 @@ impl Layout {
         if shared && !layout.access.is_shared() {
             return Err(Error::Private { path: layout.root });
         }
-        let new = DIRS.iter().any(|name| !layout.root.join(name).is_dir());
+        let mut new = false;
         for name in DIRS {
-            layout.make_dir(&layout.root.join(name))?;
+            new |= layout.make_dir(&layout.root.join(name))?;
         }
         // Now, since a full disk can still be collected on.
         for path in [layout.gc_lock(), layout.gc_turn()] {
@@ -97,7 +99,7 @@ impl Layout {
         }
         let access = Access::of(&fs::metadata(&root).at("inspect", &root)?);
         let lives = place::leases(&root, &access)?.then(|| Lives::of(&root.join("lives")));
-        Ok(Layout { root, access, lives })
+        Ok(Layout { root, access, lives, idle_locks: Arc::default() })
     }
 
     /// Who lives, where locks are files that name a living process.

@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -40,6 +40,8 @@ pub(crate) struct Lock(Hold);
 #[derive(Debug)]
 enum Hold {
     Kernel(File),
+    /// Of `gc.lock`, whose open file is kept for the next one.
+    Kept(Option<File>, Arc<Mutex<Vec<File>>>),
     Leased {
         _lock: Exclusive,
     },
@@ -50,12 +52,31 @@ enum Hold {
 impl Lock {
     /// Keeps gc from deciding. For moments, and never two at once by one thread.
     pub fn shared(layout: &Layout) -> Result<Lock> {
-        Lock::wait(layout, &layout.gc_lock(), FlockOperation::LockShared)
+        Lock::all(layout, FlockOperation::LockShared)
     }
 
     /// Keeps everybody from noting a use.
     pub fn exclusive(layout: &Layout) -> Result<Lock> {
-        Lock::wait(layout, &layout.gc_lock(), FlockOperation::LockExclusive)
+        Lock::all(layout, FlockOperation::LockExclusive)
+    }
+
+    fn all(layout: &Layout, operation: FlockOperation) -> Result<Lock> {
+        if layout.lives().is_some() {
+            return Ok(Lock(Hold::Nothing));
+        }
+        let (path, idle) = (layout.gc_lock(), &layout.idle_locks);
+        let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        // One that went stale is let go.
+        let kept = kept.filter(|file| flock_now(file, operation).is_ok());
+        let file = match kept {
+            Some(file) => file,
+            None => {
+                let file = layout.open_file(&path, false).at("open", &path)?;
+                flock_now(&file, operation).at("lock", &path)?;
+                file
+            }
+        };
+        Ok(Lock(Hold::Kept(Some(file), idle.clone())))
     }
 
     /// The right to collect, which one process has at a time. `on_wait` is called when another
@@ -108,12 +129,7 @@ impl Lock {
             return Ok(Lock(Hold::Nothing));
         }
         let file = layout.open_file(path, false).at("open", path)?;
-        loop {
-            match flock(&file, operation) {
-                Err(Errno::INTR) => {}
-                result => return result.map(|()| Lock(Hold::Kernel(file))).at("lock", path),
-            }
-        }
+        flock_now(&file, operation).map(|()| Lock(Hold::Kernel(file))).at("lock", path)
     }
 
     fn attempt(layout: &Layout, path: &Path, operation: FlockOperation) -> Result<Option<Lock>> {
@@ -128,8 +144,23 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // Explicitly, since a child between fork and exec still shares the open file.
-        if let Hold::Kernel(file) = &self.0 {
-            let _ = flock(file, FlockOperation::Unlock);
+        match &mut self.0 {
+            Hold::Kernel(file) => drop(flock(&*file, FlockOperation::Unlock)),
+            Hold::Kept(file, idle) => {
+                let free = file.take().filter(|file| flock(file, FlockOperation::Unlock).is_ok());
+                idle.lock().unwrap_or_else(PoisonError::into_inner).extend(free);
+            }
+            Hold::Leased { .. } | Hold::Nothing => {}
+        }
+    }
+}
+
+/// Waits for a lock, through signals.
+fn flock_now(file: &File, operation: FlockOperation) -> std::result::Result<(), Errno> {
+    loop {
+        match flock(file, operation) {
+            Err(Errno::INTR) => {}
+            result => return result,
         }
     }
 }
@@ -281,6 +312,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path().join("c")).unwrap();
         (dir, cache)
+    }
+
+    #[test]
+    fn the_open_file_of_a_lock_is_used_again_and_locks_as_before() {
+        let (_dir, cache) = cache();
+        let (ours, other) = (cache.layout(), Layout::open(cache.root()).unwrap());
+        let open = || ours.idle_locks.lock().unwrap().len();
+        drop((Lock::shared(ours).unwrap(), Lock::shared(&other).unwrap()));
+        let first = open();
+        let free = || {
+            let now = FlockOperation::NonBlockingLockShared;
+            Lock::attempt(&other, &other.gc_lock(), now).unwrap().is_some()
+        };
+        let held = Lock::exclusive(ours).unwrap();
+        assert_eq!((first, open(), free()), (1, 0, false));
+        drop(held);
+        assert_eq!((open(), free()), (1, true));
+        // Two threads at once have one each.
+        drop((Lock::shared(ours).unwrap(), Lock::shared(ours).unwrap()));
+        assert_eq!((open(), free()), (2, true));
     }
 
     #[test]

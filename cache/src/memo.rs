@@ -62,10 +62,20 @@ impl Hit {
 pub struct Memo {
     began: SystemTime,
     shards: Vec<Option<Stamp>>,
-    files: Vec<(Vec<u8>, Vec<u8>)>,
+    files: Vec<FileAt>,
+    /// What they are, one after the other.
+    texts: Vec<u8>,
     /// With the place of the rest in `made`.
     hits: Vec<(Key, Stamp, u32)>,
     made: Vec<u8>,
+}
+
+/// Where in [`Memo::texts`] the path of a file is, and its record right behind it.
+#[derive(Debug, Clone, Copy)]
+struct FileAt {
+    start: usize,
+    path: u32,
+    record: u32,
 }
 
 /// What an earlier run found and is noted again, as it stands there.
@@ -110,7 +120,14 @@ pub(crate) fn shards(layout: &Layout) -> Vec<Option<Stamp>> {
 impl Memo {
     /// One that began when the directories of entries had these stamps.
     pub(crate) fn begun(began: SystemTime, shards: Vec<Option<Stamp>>) -> Memo {
-        Memo { began, shards, files: Vec::new(), hits: Vec::new(), made: Vec::new() }
+        Memo {
+            began,
+            shards,
+            files: Vec::new(),
+            texts: Vec::new(),
+            hits: Vec::new(),
+            made: Vec::new(),
+        }
     }
 
     /// Notes a file that had `digest` when `stat` said `stamp`, asked before it was read; `false`
@@ -118,21 +135,27 @@ impl Memo {
     pub fn file(&mut self, path: &Path, stamp: &Stamp, digest: &Digest) -> bool {
         let settled = stamp.settled(self.began);
         if settled {
-            let record = [&[FILE][..], &stamp.bytes(), digest.as_bytes()].concat();
-            self.files.push((path.as_os_str().as_bytes().to_vec(), record));
+            self.record(path, &[&[FILE], &stamp.bytes(), digest.as_bytes()]);
         }
         settled
     }
 
     /// Notes that nothing is known of `pattern`, for whoever asks what has changed.
     pub fn unproved(&mut self, pattern: &Path) {
-        self.files.push((pattern.as_os_str().as_bytes().to_vec(), vec![UNPROVED]));
+        self.record(pattern, &[&[UNPROVED]]);
     }
 
     /// Notes what was found under `pattern` as a whole, by stamps that were all settled.
     pub fn files(&mut self, pattern: &Path, seal: &Digest) {
-        let record = [&[SEAL][..], seal.as_bytes()].concat();
-        self.files.push((pattern.as_os_str().as_bytes().to_vec(), record));
+        self.record(pattern, &[&[SEAL], seal.as_bytes()]);
+    }
+
+    fn record(&mut self, path: &Path, record: &[&[u8]]) {
+        let (path, start) = (path.as_os_str().as_bytes(), self.texts.len());
+        self.texts.extend_from_slice(path);
+        record.iter().for_each(|part| self.texts.extend_from_slice(part));
+        let record = self.texts.len() - start - path.len();
+        self.files.push(FileAt { start, path: path.len() as u32, record: record as u32 });
     }
 
     /// Whether `stamp` proves something when the file was read after this memo began.
@@ -165,9 +188,9 @@ impl Memo {
         order: &[Key],
         carried: Option<&Carried<'_>>,
     ) -> Result<()> {
-        let files: usize = self.files.iter().map(|(path, record)| path.len() + record.len()).sum();
         let hits = self.made.len() + self.hits.len() * ROW + 4 * order.len();
-        let room = head.len() + SHARDS * STAMP + files + 8 * self.files.len() + hits + 256;
+        let room =
+            head.len() + SHARDS * STAMP + self.texts.len() + 8 * self.files.len() + hits + 256;
         let mut body = Vec::with_capacity(room);
         body.extend_from_slice(MAGIC);
         body.extend_from_slice(&[0; SUM]);
@@ -185,9 +208,14 @@ impl Memo {
     }
 
     fn write_files(&mut self, body: &mut Vec<u8>, carried: Option<&Carried<'_>>) {
-        self.files.sort_unstable();
-        self.files.dedup_by(|a, b| a.0 == b.0);
-        let new = self.files.iter().map(|(path, record)| (&**path, &**record));
+        let (mut files, texts) = (std::mem::take(&mut self.files), std::mem::take(&mut self.texts));
+        let of = |file: &FileAt| {
+            let (path, rest) = texts[file.start..].split_at(file.path as usize);
+            (path, &rest[..file.record as usize])
+        };
+        files.sort_unstable_by(|a, b| of(a).cmp(&of(b)));
+        files.dedup_by(|a, b| of(a).0 == of(b).0);
+        let new = files.iter().map(of);
         let old = carried.into_iter().flat_map(Carried::records);
         let all = merged(old, new);
         put(body, all.len() as u32);
@@ -202,8 +230,6 @@ impl Memo {
             body.extend_from_slice(path);
             body.extend_from_slice(record);
         }
-        // There may be very many.
-        self.files = Vec::new();
     }
 
     fn write_hits(&mut self, body: &mut Vec<u8>, order: &[Key], carried: Option<&Carried<'_>>) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
@@ -121,10 +121,23 @@ fn inside(path: &Path, within: &Path) -> Result<(PathBuf, u64)> {
     let outside = || Error::Outside { path: path.to_path_buf(), within: within.to_path_buf() };
     let meta = fs::symlink_metadata(path).at("find", path)?;
     tree::kind_of(path, &meta)?;
+    if directly(path, within) {
+        return Ok((path.to_path_buf(), meta.len()));
+    }
     let parent = fs::canonicalize(path.parent().ok_or_else(outside)?).at("find", path)?;
     let real = parent.join(path.file_name().ok_or_else(outside)?);
     let root = fs::canonicalize(within).at("find", within)?;
     if real.starts_with(&root) && real != root { Ok((real, meta.len())) } else { Err(outside()) }
+}
+
+/// Whether the names from `within` to `path` are those of directories and no links, as they mostly
+/// are: told by one look at each of them.
+fn directly(path: &Path, within: &Path) -> bool {
+    let Ok(below) = path.strip_prefix(within) else { return false };
+    let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+    let is_dir = |dir: &Path| fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir());
+    let between = path.ancestors().skip(1).take_while(|dir| *dir != within);
+    plain && below.file_name().is_some() && between.into_iter().all(is_dir)
 }
 
 /// `rename` that fails when the target exists, also where the file system cannot do that itself.
@@ -135,6 +148,21 @@ pub(crate) fn rename_new(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a file whose bytes are durable another name, unless that is taken. `linked`: by a link, where
+/// file systems may say that they rename without replacing, and do so by their own view of the name
+/// only (CIFS).
+pub(crate) fn name_synced(from: &Path, to: &Path, linked: bool) -> io::Result<()> {
+    if linked {
+        fs::hard_link(from, to)?;
+        // It is named: what is left over is swept with the rest of `tmp`.
+        let _ = fs::remove_file(from);
+    } else {
+        rename_no_replace(from, to, Kind::File)?;
+    }
+    loss::named(to, (!linked).then_some(from));
+    Ok(())
+}
+
 fn rename_no_replace(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
@@ -142,7 +170,8 @@ fn rename_no_replace(from: &Path, to: &Path, kind: Kind) -> io::Result<()> {
     }
     if kind == Kind::File {
         fs::hard_link(from, to)?;
-        return fs::remove_file(from);
+        let _ = fs::remove_file(from);
+        return Ok(());
     }
     // Renaming over a directory succeeds only when that one is empty, which by its digest this
     // one is too.

@@ -50,7 +50,7 @@ pub struct Estimator<'a> {
     /// What would happen to its steps.
     pub found: &'a HashMap<usize, Forecast>,
     /// What no step makes.
-    pub seen: &'a Seen,
+    pub seen: &'a Seen<'a>,
     /// All stages.
     pub registry: Registry,
     /// The store.

@@ -62,16 +62,16 @@ pub enum Reason {
 }
 
 /// What steps read that no step makes.
-pub struct Seen {
+pub struct Seen<'p> {
     /// The user's files by pattern.
-    pub files: lookup::Files,
+    pub files: lookup::Files<'p>,
     /// What is here of what a hub has, by the text after `hf:`.
     pub hub: BTreeMap<String, Result<Fetched, String>>,
 }
 
 /// Looks at what `steps` read that no step makes. A hub is asked what a revision is, once each;
 /// nothing is fetched.
-pub fn see(plan: &Plan, steps: &[usize], cache: &Cache, hub: &hub::Settings) -> Seen {
+pub fn see<'p>(plan: &'p Plan, steps: &[usize], cache: &Cache, hub: &hub::Settings) -> Seen<'p> {
     let look = |name: String| Some((name.clone(), lookup::look_for(hub, cache, &name)?));
     let hub = lookup::hub_names(plan, steps).into_iter().filter_map(look).collect();
     Seen { files: lookup::user_files(plan, steps, cache), hub }
@@ -96,7 +96,7 @@ pub fn forecast_seen(
     steps: &[usize],
     registry: Registry,
     cache: &Cache,
-    Seen { files, hub }: &Seen,
+    Seen { files, hub }: &Seen<'_>,
     reasons: Option<&Recents<'_>>,
 ) -> anyhow::Result<HashMap<usize, Forecast>> {
     let mut found: HashMap<usize, Forecast> = HashMap::new();

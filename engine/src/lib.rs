@@ -13,6 +13,8 @@ pub mod cluster;
 pub mod command;
 pub mod descendants;
 pub mod diagnostic;
+pub mod early;
+mod edges;
 pub mod estimate;
 pub mod event;
 pub mod executor;

@@ -2,7 +2,7 @@
 //! a key (running, planning, explaining), so that they cannot disagree.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use cache::{Cache, Digest, Kind, Output};
@@ -14,15 +14,15 @@ use crate::key::{FORMAT, InputId, PreImage};
 use crate::plan::{self, Plan, Port, Source};
 use crate::stage::Registry;
 
-/// The user's files by pattern, by its bytes: to compare paths part by part takes its time.
-pub type Files = HashMap<OsString, Result<Vec<UserFile>, String>>;
+/// The user's files by pattern of a plan, by its bytes: to compare paths part by part takes its time.
+pub type Files<'p> = HashMap<&'p OsStr, Result<Vec<UserFile>, String>>;
 
 /// What is known of the inputs of steps.
 pub struct Inputs<'a> {
     /// The plan.
     pub plan: &'a Plan,
     /// The user's files by pattern.
-    pub files: &'a Files,
+    pub files: &'a Files<'a>,
     /// What came from a hub, by the text after `hf:`.
     pub hub: &'a BTreeMap<String, Result<Fetched, String>>,
     /// Artifacts of a step, once known.
@@ -82,7 +82,7 @@ pub fn needs(step: &plan::Step) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// Finds and hashes every user file that `steps` read, each once, in parallel.
-pub fn user_files(plan: &Plan, steps: &[usize], cache: &Cache) -> Files {
+pub fn user_files<'p>(plan: &'p Plan, steps: &[usize], cache: &Cache) -> Files<'p> {
     user_files_by(plan, steps, &|path| {
         let found = inputs::find(path)?;
         found.iter().map(|file| UserFile::read(cache, file)).collect()
@@ -90,19 +90,19 @@ pub fn user_files(plan: &Plan, steps: &[usize], cache: &Cache) -> Files {
 }
 
 /// As [`user_files`]; `read` finds and hashes what a pattern stands for.
-pub fn user_files_by(
-    plan: &Plan,
+pub fn user_files_by<'p>(
+    plan: &'p Plan,
     steps: &[usize],
     read: &(dyn Fn(&Path) -> Result<Vec<UserFile>, String> + Sync),
-) -> Files {
+) -> Files<'p> {
     let ports = steps.iter().flat_map(|&step| &plan.steps[step].inputs);
-    let paths: HashSet<&OsStr> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
-    let read = |path: &OsStr| (path.to_os_string(), read(Path::new(path)));
+    let paths: HashSet<&'p OsStr> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
+    let read = |path: &'p OsStr| (path, read(Path::new(path)));
     if paths.len() < 2 {
         return paths.into_iter().map(read).collect();
     }
     // So many at a time, since one that is known takes a microsecond.
-    let paths: Vec<&OsStr> = paths.into_iter().collect();
+    let paths: Vec<&'p OsStr> = paths.into_iter().collect();
     let found: Vec<_> = paths.into_par_iter().with_min_len(16).map(read).collect();
     found.into_iter().collect()
 }

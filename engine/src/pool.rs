@@ -5,11 +5,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use rustix::process::Signal;
 use crate::cluster::batch::Shape;
 use crate::cluster::{self, Cluster};
 use crate::descendants;
+use crate::early::{self, Early};
 use crate::event::Failure;
 use crate::stage::Registry;
 use crate::wire::{self, Answer, Order};
@@ -31,6 +31,8 @@ pub enum Launcher {
     Processes {
         /// Such as `["worker"]`.
         args: Vec<String>,
+        /// One that was started before it was known what for, with the same arguments.
+        early: Option<Early>,
     },
     /// Threads of this process: for tests of the engine alone.
     Threads(Registry),
@@ -142,6 +144,8 @@ struct Worker {
     kind: Kind,
     stream: UnixStream,
     child: Option<Child>,
+    /// What an early one says before its first step, and the log of that.
+    words: Option<(File, PathBuf)>,
 }
 
 /// All workers of one run.
@@ -195,25 +199,30 @@ impl Pool {
     }
 
     fn spawn(&mut self, kind: &Kind, log: &Path) -> io::Result<u64> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let child = match &self.launcher {
-            Launcher::Processes { args } => {
-                let log = File::options().create(true).append(true).open(log)?;
-                let mut command = Command::new("/proc/self/exe");
-                command.args(args).arg(&self.store);
-                command.stdin(Stdio::from(OwnedFd::from(theirs)));
-                command.stdout(log.try_clone()?).stderr(log);
-                if let Kind::Gpus(uuids) = kind {
-                    command.env("CUDA_VISIBLE_DEVICES", uuids.join(","));
-                }
-                // A Ctrl-C in the terminal goes to the leader alone, which then asks nicely.
-                command.process_group(0);
-                Some(command.spawn()?)
+        let mut words = None;
+        let (ours, child) = match &mut self.launcher {
+            Launcher::Processes { args, early } => {
+                let started = match kind {
+                    Kind::Cpu(_) => early.take().and_then(Early::alive),
+                    Kind::Gpus(_) => None,
+                };
+                let (ours, child) = match started {
+                    Some((ours, child, said)) => {
+                        words = Some((said, log.to_path_buf()));
+                        (ours, child)
+                    }
+                    None => {
+                        let log = File::options().create(true).append(true).open(log)?;
+                        early::process(args, &self.store, &log, kind)?
+                    }
+                };
+                (ours, Some(child))
             }
             Launcher::Threads(registry) => {
+                let (ours, theirs) = UnixStream::pair()?;
                 let (registry, cache, build) = (*registry, self.cache.clone(), self.build.clone());
                 std::thread::spawn(move || worker::serve(theirs, &cache, registry, &build, false));
-                None
+                (ours, None)
             }
         };
         let id = self.next;
@@ -233,7 +242,7 @@ impl Pool {
             }
             tell(Message { worker: id, answer: None });
         });
-        self.workers.insert(id, Worker { kind: kind.clone(), stream: ours, child });
+        self.workers.insert(id, Worker { kind: kind.clone(), stream: ours, child, words });
         Ok(id)
     }
 
@@ -247,7 +256,9 @@ impl Pool {
 
     /// Takes a worker back after a success.
     pub fn give_back(&mut self, worker: u64) {
-        if self.workers.contains_key(&worker) {
+        if let Some(found) = self.workers.get_mut(&worker) {
+            // Its first step is done; the log of that is no place for what comes later.
+            found.words = None;
             self.idle.push(worker);
         }
     }
@@ -259,34 +270,43 @@ impl Pool {
         let mut worker = self.workers.remove(&worker)?;
         let _ = worker.stream.shutdown(std::net::Shutdown::Both);
         let child = worker.child.as_mut()?;
-        if !gone {
-            let _ = child.kill();
-        }
         // The socket closes a moment before the process is a zombie.
         let mut signal = None;
-        for _ in 0..500 {
+        for _ in 0..if gone { 500 } else { 0 } {
             if let Ok(Some(status)) = child.try_wait() {
-                signal = ExitStatusExt::signal(&status).filter(|_| gone);
+                signal = ExitStatusExt::signal(&status);
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         let _ = child.kill();
         let _ = child.wait();
+        if let Some((said, log)) = worker.words.take().filter(|_| gone) {
+            let _ = early::tell(said, &log);
+        }
         // What it leaves behind becomes our child (we are a subreaper) and ends here.
         descendants::kill_all(&self.children());
         signal.and_then(Signal::from_named_raw)
     }
 
     fn children(&self) -> Vec<u32> {
-        self.workers.values().filter_map(|w| Some(w.child.as_ref()?.id())).collect()
+        let early = match &self.launcher {
+            Launcher::Processes { early, .. } => early.as_ref().and_then(Early::id),
+            Launcher::Threads(_) => None,
+        };
+        let workers = self.workers.values().filter_map(|w| Some(w.child.as_ref()?.id()));
+        workers.chain(early).collect()
     }
 
     /// Ends all workers: idle ones end by themselves once their socket closes.
     pub fn close(&mut self) {
         let ids: Vec<u64> = self.workers.keys().copied().collect();
-        for worker in self.workers.values() {
+        for worker in self.workers.values_mut() {
             let _ = worker.stream.shutdown(std::net::Shutdown::Both);
+            let _ = worker.child.as_mut().map(Child::kill);
+        }
+        if let Launcher::Processes { early, .. } = &mut self.launcher {
+            *early = None;
         }
         for id in ids {
             self.throw_away(id, false);

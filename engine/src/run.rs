@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Stamped};
+use crate::history::tail::Tail;
 use crate::plan::Plan;
 
 /// Name of the file with a line for each event, locked while it is written.
@@ -150,7 +151,8 @@ impl Record {
         let t = self.started.elapsed().as_secs_f64();
         serde_json::to_writer(&mut self.events, &Line { t, e: event })?;
         self.events.write_all(b"\n")?;
-        let chatty = matches!(event, Event::Reported { .. } | Event::Cached { .. });
+        let chatty =
+            matches!(event, Event::Reported { .. } | Event::Cached { .. } | Event::Durable { .. });
         if !chatty || self.flushed.elapsed().as_secs_f64() > 0.5 {
             self.events.flush()?;
             self.flushed = Instant::now();
@@ -239,26 +241,70 @@ pub struct Past {
 
 impl Past {
     /// Reads the run in `dir`.
+    ///
+    /// # Errors
+    /// When there is no whole record.
     pub fn load(dir: &Path) -> Result<Past> {
+        Ok(Reading::begin(dir)?.finish())
+    }
+
+    fn add(&mut self, stamped: Stamped) {
+        match stamped.event {
+            // As if they had been found one by one.
+            Event::Unchanged { but, .. } => {
+                let earlier = lines(&self.dir.join(UNCHANGED));
+                let hits = earlier.filter_map(|e| hit_now(e.event, &but));
+                self.events.extend(hits.map(|event| Stamped { t: stamped.t, event }));
+            }
+            _ => self.events.push(stamped),
+        }
+    }
+}
+
+/// A record that is read while its run goes on, so that little is left to be read at the end.
+pub struct Reading {
+    past: Past,
+    /// The rest of the events.
+    tail: Option<Tail>,
+}
+
+impl Reading {
+    /// Reads what there is of the run in `dir`.
+    ///
+    /// # Errors
+    /// When there is no whole record.
+    pub fn begin(dir: &Path) -> Result<Reading> {
         let read = |name: &str| {
             let path = dir.join(name);
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
         };
         let info = serde_json::from_slice(&read("run.json")?)?;
         let plan = serde_json::from_slice(&read(PLAN)?)?;
-        let mut events = Vec::new();
-        for stamped in lines(&dir.join(EVENTS)) {
-            match stamped.event {
-                // As if they had been found one by one.
-                Event::Unchanged { but, .. } => {
-                    let earlier = lines(&dir.join(UNCHANGED));
-                    let hits = earlier.filter_map(|e| hit_now(e.event, &but));
-                    events.extend(hits.map(|event| Stamped { t: stamped.t, event }));
-                }
-                _ => events.push(stamped),
+        let past = Past { info, plan, events: Vec::new(), dir: dir.to_path_buf() };
+        let mut reading = Reading { past, tail: Tail::open(&dir.join(EVENTS)).ok() };
+        reading.follow();
+        Ok(reading)
+    }
+
+    /// The run, with what came since.
+    pub fn finish(mut self) -> Past {
+        self.follow();
+        let rest = self.tail.as_mut().map(Tail::rest).unwrap_or_default();
+        if let Ok(stamped) = serde_json::from_slice(&rest) {
+            self.past.add(stamped);
+        }
+        self.past
+    }
+
+    fn follow(&mut self) {
+        let Some(tail) = &mut self.tail else { return };
+        // What cannot be read ends it: it would fail for ever.
+        while let Some(bytes) = tail.lines().ok().filter(|bytes| !bytes.is_empty()) {
+            let lines = bytes.split(|byte| *byte == b'\n');
+            for stamped in lines.filter_map(|line| serde_json::from_slice(line).ok()) {
+                self.past.add(stamped);
             }
         }
-        Ok(Past { info, plan, events, dir: dir.to_path_buf() })
     }
 }
 
@@ -306,6 +352,38 @@ pub fn info(dir: &Path) -> Result<Info> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_that_is_read_while_it_grows_is_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("c")).unwrap();
+        let (plan, asked) = (Plan::default(), Asked::default());
+        let mut record = Record::create(&cache, &plan, &[], asked, "test").unwrap();
+        let note = |i: usize| Event::Note { text: i.to_string() };
+        for i in 0..3 {
+            record.write(&note(i)).unwrap();
+        }
+        let reading = Reading::begin(&record.dir).unwrap();
+        for i in 3..6 {
+            record.write(&note(i)).unwrap();
+        }
+        let dir = record.dir.clone();
+        drop(record);
+        let texts = |past: Past| -> Vec<String> {
+            let text = |e: Stamped| match e.event {
+                Event::Note { text } => text,
+                other => format!("{other:?}"),
+            };
+            past.events.into_iter().map(text).collect()
+        };
+        let read = texts(reading.finish());
+        assert_eq!(read, ["0", "1", "2", "3", "4", "5"]);
+        assert_eq!(texts(Past::load(&dir).unwrap()), read);
+        // What a killed run left of a line is no event.
+        let mut file = File::options().append(true).open(dir.join(EVENTS)).unwrap();
+        file.write_all(b"{\"t\":0.1,\"e\":{\"kind\":\"no").unwrap();
+        assert_eq!(texts(Past::load(&dir).unwrap()), read);
+    }
 
     #[test]
     fn timestamps_are_civil() {

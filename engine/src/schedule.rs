@@ -14,6 +14,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::edges::Edges;
+
 /// Slots, of the machine or of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
@@ -96,16 +98,18 @@ pub enum Command {
 
 struct Node {
     state: State,
-    unmet: usize,
+    unmet: u32,
     slots: Slots,
     priority: f64,
-    after: Vec<usize>,
-    dependents: Vec<usize>,
 }
 
 /// The machine.
 pub struct Schedule {
     nodes: Vec<Node>,
+    /// What each step needs.
+    after: Edges,
+    /// What needs it.
+    dependents: Edges,
     ready: VecDeque<usize>,
     queued: BTreeSet<(std::cmp::Reverse<u64>, usize)>,
     free: Slots,
@@ -126,26 +130,26 @@ impl Schedule {
                 unmet: 0,
                 slots: Slots { cpu: need.slots.cpu.clamp(1, pool.cpu.max(1)), ..need.slots },
                 priority: need.cost,
-                after: need.after.clone(),
-                dependents: Vec::new(),
             })
             .collect();
-        for step in 0..nodes.len() {
-            nodes[step].after.sort_unstable();
-            nodes[step].after.dedup();
-            nodes[step].unmet = nodes[step].after.len();
-            for earlier in nodes[step].after.clone() {
-                assert!(earlier < step, "steps come in topological order");
-                nodes[earlier].dependents.push(step);
-            }
+        let mut after = Edges::with_capacity(nodes.len());
+        for (node, need) in nodes.iter_mut().zip(needs) {
+            let mut earlier = need.after.clone();
+            earlier.sort_unstable();
+            earlier.dedup();
+            after.push(&earlier);
+            node.unmet = earlier.len() as u32;
         }
+        let dependents = after.reversed();
         for step in (0..nodes.len()).rev() {
-            let longest = |a: f64, &d: &usize| a.max(nodes[d].priority);
-            nodes[step].priority += nodes[step].dependents.iter().fold(0.0, longest);
+            let longest = |a: f64, d: usize| a.max(nodes[d].priority);
+            nodes[step].priority += dependents.of(step).fold(0.0, longest);
         }
         let mut schedule = Schedule {
             open: nodes.len(),
             nodes,
+            after,
+            dependents,
             ready: VecDeque::new(),
             queued: BTreeSet::new(),
             free: pool,
@@ -276,8 +280,8 @@ impl Schedule {
             if self.nodes[earlier].state == State::Done {
                 self.go_back(earlier, State::Queued);
             }
-            for i in 0..self.nodes[earlier].dependents.len() {
-                let dependent = self.nodes[earlier].dependents[i];
+            for nth in 0..self.dependents.count(earlier) {
+                let dependent = self.dependents.end(earlier, nth);
                 let state = self.nodes[dependent].state;
                 if matches!(state, State::Waiting | State::Ready | State::Queued) {
                     self.go_back(dependent, State::Ready);
@@ -289,10 +293,10 @@ impl Schedule {
 
     /// Puts a step where its upstream allows: on to `open` if all of it is done.
     fn go_back(&mut self, step: usize, open: State) {
-        let states = self.nodes[step].after.iter().map(|&earlier| self.nodes[earlier].state);
+        let states = self.after.of(step).map(|earlier| self.nodes[earlier].state);
         let (mut unmet, mut broken) = (0, false);
         for state in states {
-            unmet += usize::from(state != State::Done);
+            unmet += u32::from(state != State::Done);
             broken |= matches!(state, State::Failed | State::Skipped);
         }
         self.nodes[step].unmet = unmet;
@@ -325,20 +329,20 @@ impl Schedule {
     }
 
     fn skip_dependents(&mut self, step: usize, because: Option<usize>) {
-        let mut stack = self.nodes[step].dependents.clone();
+        let mut stack: Vec<usize> = self.dependents.of(step).collect();
         while let Some(step) = stack.pop() {
             if !self.nodes[step].state.is_final() && self.nodes[step].state != State::Running {
                 self.set(step, State::Skipped);
                 self.skipped.push((step, because));
-                stack.extend(&self.nodes[step].dependents);
+                stack.extend(self.dependents.of(step));
             }
         }
     }
 
     fn finish(&mut self, step: usize) {
         self.set(step, State::Done);
-        for i in 0..self.nodes[step].dependents.len() {
-            let d = self.nodes[step].dependents[i];
+        for nth in 0..self.dependents.count(step) {
+            let d = self.dependents.end(step, nth);
             if self.nodes[d].state == State::Waiting {
                 self.nodes[d].unmet -= 1;
                 if self.nodes[d].unmet == 0 {

@@ -9,6 +9,7 @@ mod check;
 mod compare;
 mod completions;
 mod diff;
+mod drawing;
 mod export;
 mod export_jobs;
 mod export_run;

@@ -40,7 +40,7 @@ pub struct Wanted {
 pub fn priced(
     plan: &Plan,
     steps: &[usize],
-    (cache, seen): (&Cache, &Seen),
+    (cache, seen): (&Cache, &Seen<'_>),
     recents: &Recents<'_>,
     forced: &dyn Fn(usize) -> bool,
     wanted: Wanted,

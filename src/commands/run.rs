@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
+use engine::early::Early;
 use engine::event::{Event, Stamped, Summary};
 use engine::executor::{self, Options, Outcome, Setting};
 use engine::plan::Plan;
 use engine::pool::{Crew, Launcher};
 use engine::repeat::Earlier;
-use engine::run::{Asked, Past, Record};
+use engine::run::{Asked, Record};
 use engine::spec::Loaded;
 
+use super::drawing::Drawing;
 use super::slurm::Slurmed;
 use super::{ahead, unchanged};
 use crate::cli::{Place, Run};
@@ -21,8 +23,8 @@ use crate::console::Console;
 use crate::machine;
 use crate::out;
 
-/// Reports of more steps take longer than many a run of them, and are drawn on demand.
-const DRAWN: usize = 2000;
+/// What this binary is told to be a worker of a run.
+const WORKER: &str = "worker";
 
 /// How often the user asked to stop.
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
@@ -39,6 +41,8 @@ pub fn run(args: Run) -> Result<ExitCode> {
     if repeated(&args, early.as_ref(), earlier.as_deref())? {
         return Ok(ExitCode::SUCCESS);
     }
+    // Something has changed, so somebody will be needed.
+    let worker = earlier.as_ref().zip(early.as_ref()).and_then(|(_, cache)| worker(cache));
     let slurm = super::slurm::prepare(&args)?;
     let (loaded, like) = match &slurm {
         Some(slurm) => (super::load_for(args.file.as_deref(), &args.settings, slurm.gpus())?, None),
@@ -60,7 +64,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let mut broken = false;
     let run_id = record.info.id.clone();
     listen(slurm.is_some().then(|| run_id.clone()))?;
-    let crew = crew(slurm, &record, &cache, remote.as_ref())?;
+    let crew = crew(slurm, worker, &record, &cache, remote.as_ref())?;
     let hub = super::hub();
     let setting = Setting {
         registry: super::REGISTRY,
@@ -73,7 +77,9 @@ pub fn run(args: Run) -> Result<ExitCode> {
         interrupts: &INTERRUPTS,
         leave: &LEAVE,
     };
+    let mut drawing = Drawing::of(&record.dir, &loaded.plan);
     let mut outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
+        drawing.hear(&event);
         let t = record.write(&event).unwrap_or_else(|error| {
             if !std::mem::replace(&mut broken, true) {
                 console.note(&format!("the record of this run is incomplete: {error}"));
@@ -82,24 +88,20 @@ pub fn run(args: Run) -> Result<ExitCode> {
         });
         console.show(&Stamped { t, event });
     })?;
-    let dir = record.dir.clone();
     drop(record);
-    if outcome.summary.ran + outcome.summary.failed > 0 {
-        draw(&dir, &loaded.plan, &cache, &mut console);
-    }
+    drawing.draw(&outcome.summary, &cache, &mut console);
     let kept = deliver(&loaded, &cache, &outcome, &mut console);
     if let Some(found) = outcome.found.take().filter(|_| kept.is_ok()) {
         let (plan, ids) = (&loaded.plan, (&*run_id, like.as_deref().unwrap_or(&run_id)));
-        found.keep(&cache, plan, ids, &loaded.sources, unchanged::gpus_of(plan));
+        found.keep(&cache, plan, ids, &loaded.sources, &|| unchanged::gpus_of(plan));
     }
     last_words(&args, &loaded.plan, &cache, &outcome, &mut console);
+    drop(console);
     // A great plan takes longer to take apart than the process has left.
     std::mem::forget((std::mem::take(&mut outcome.steps), loaded));
     kept?;
-    match outcome.unkept {
-        Some(error) => Err(error.into()),
-        None => Ok(exit_code(&outcome.summary)),
-    }
+    let code = exit_code(&outcome.summary);
+    outcome.unkept.map_or(Ok(code), |error| Err(error.into()))
 }
 
 /// What is said at the end of a run.
@@ -108,7 +110,7 @@ fn last_words(
     plan: &Plan,
     cache: &cache::Cache,
     outcome: &Outcome,
-    console: &mut Console,
+    console: &mut Console<'_>,
 ) {
     if (outcome.summary.failed > 0 || outcome.unkept.is_some())
         && let Some(full) = cache::disk::trouble(cache.root())
@@ -125,7 +127,8 @@ fn last_words(
 fn repeated(args: &Run, cache: Option<&cache::Cache>, earlier: Option<&Earlier>) -> Result<bool> {
     let Some((cache, earlier)) = cache.zip(earlier) else { return Ok(false) };
     let Some(summary) = unchanged::repeat(args, cache, earlier)? else { return Ok(false) };
-    let mut console = Console::new(&Plan::default(), (args.quiet, args.json), Vec::new, &[]);
+    let none = Plan::default();
+    let mut console = Console::new(&none, (args.quiet, args.json), Vec::new, &[]);
     console.last_line(&summary);
     Ok(true)
 }
@@ -133,14 +136,20 @@ fn repeated(args: &Run, cache: Option<&cache::Cache>, earlier: Option<&Earlier>)
 /// Who runs the steps.
 fn crew(
     slurm: Option<Slurmed>,
+    early: Option<Early>,
     record: &Record,
     cache: &cache::Cache,
     remote: Option<&cache::remote::Remote>,
 ) -> Result<Crew> {
     match slurm {
         Some(slurm) => slurm.crew(record, cache, remote),
-        None => Ok(Crew::Local(Launcher::Processes { args: vec!["worker".into()] })),
+        None => Ok(Crew::Local(Launcher::Processes { args: vec![WORKER.into()], early })),
     }
+}
+
+/// A worker that starts while the plan is read. Without it, one is started when it is needed.
+fn worker(cache: &cache::Cache) -> Option<Early> {
+    Early::start(&[WORKER.into()], cache.root()).ok()
 }
 
 /// Lets a job lead the run.
@@ -156,22 +165,6 @@ fn detach(args: &Run) -> Result<ExitCode> {
     };
     super::load_for(args.file.as_deref(), &args.settings, gpus)?;
     super::slurm::detach(args)
-}
-
-/// Draws the report beside the record. Its failure is told and ends nothing.
-fn draw(dir: &std::path::Path, plan: &Plan, cache: &cache::Cache, console: &mut Console) {
-    if plan.steps.len() > DRAWN {
-        return console.note("`pipe report` draws the report of a run of so many steps");
-    }
-    let drawn = Past::load(dir).and_then(|past| {
-        let path = dir.join("report.html");
-        cache.write(&path, engine::report::html(&past, cache).as_bytes())?;
-        Ok(path)
-    });
-    match drawn {
-        Ok(path) => console.note(&format!("the report is at {}", path.display())),
-        Err(error) => console.note(&format!("the report could not be drawn: {error:#}")),
-    }
 }
 
 fn exit_code(summary: &Summary) -> ExitCode {
@@ -258,7 +251,7 @@ fn deliver(
     loaded: &Loaded,
     cache: &cache::Cache,
     outcome: &Outcome,
-    console: &mut Console,
+    console: &mut Console<'_>,
 ) -> Result<()> {
     for output in &loaded.plan.outputs {
         let given = engine::outputs::deliver(output, &loaded.plan, &outcome.steps, cache)

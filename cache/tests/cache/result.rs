@@ -209,6 +209,15 @@ fn a_result_that_cannot_be_written_fails_the_flush_and_nothing_else() {
     let error = committer.flush().unwrap_err().to_string();
     assert!(error.contains("pre-image"), "{error}");
     committer.flush().unwrap();
+    // The same of one that was made in haste, which nobody waited for.
+    let (_attempt, mut entry) = make(&home.cache, "one", "bytes");
+    entry.preimage.push(' ');
+    let publication =
+        Publication { key: entry.key, entry, claim: None, attempt: None, replace: false };
+    committer.publish(publication).unwrap();
+    committer.hurry().unwrap();
+    assert!(committer.flush().is_err());
+    committer.flush().unwrap();
     assert_eq!(put(&home.cache, "two", "bytes").1, Published::New);
     assert!(home.cache.lookup(&key("one")).unwrap().is_none());
 }

@@ -59,7 +59,7 @@ impl Agent {
         crate::descendants::adopt();
         let cache = Cache::open(&setting.store)?;
         let (sender, heard) = channel();
-        let launcher = Launcher::Processes { args: setting.worker.clone() };
+        let launcher = Launcher::Processes { args: setting.worker.clone(), early: None };
         let messages = Arc::new(move |message| sender.send(message).is_ok());
         let pool = Pool::new(launcher, &cache, &setting.build, messages);
         Ok(Agent { setting, pool, heard, began: Instant::now() })

@@ -14,6 +14,9 @@ use crate::lookup::{self, Files};
 use crate::plan::{Plan, Source};
 use crate::repeat::{self, Earlier, Head};
 
+/// From so many files of the user's on, memory matters more than the time to give it back.
+const MANY: usize = 20_000;
+
 /// In place of the key of a step that has none.
 const NONE: Key = Key::from_bytes([0; 32]);
 
@@ -126,7 +129,7 @@ impl Finder {
     }
 
     /// Finds and hashes the user's files that `steps` read.
-    pub fn user_files(&self, plan: &Plan, steps: &[usize], cache: &Cache) -> Files {
+    pub fn user_files<'p>(&self, plan: &'p Plan, steps: &[usize], cache: &Cache) -> Files<'p> {
         let earlier = self.earlier.as_ref();
         lookup::user_files_by(plan, steps, &|path| {
             let known = |earlier: &Arc<Earlier>| UserFile::recalled(&earlier.recalled, path);
@@ -171,17 +174,25 @@ impl Finder {
         self,
         (cache, plan, steps): (&Cache, &Plan, &[usize]),
         settled: &[Settled],
-        files: &Files,
+        files: Files<'_>,
         summary: &Summary,
     ) -> Option<Found> {
         let (name, mut memo) = self.memo?;
         let mut whole = steps.len() == plan.steps.len() && !summary.interrupted;
+        let many = files.len() >= MANY;
         for (pattern, files) in files {
             let noted = files.as_ref().is_ok_and(|f| inputs::note(&mut memo, pattern.as_ref(), f));
+            // To take them apart takes longer than to end; very many are in the way of what is noted.
+            if !many {
+                std::mem::forget(files);
+            }
             if !noted {
                 memo.unproved(pattern.as_ref());
             }
             whole &= noted;
+        }
+        if many {
+            give_back();
         }
         let mut saved_s = summary.saved_s;
         // What ran is a hit next time, where it is durable and nobody else's result took its place.
@@ -223,9 +234,18 @@ impl Finder {
     }
 }
 
+/// Gives the system what was freed in between: what is to be written needs large pieces.
+fn give_back() {
+    // SAFETY: it may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 impl Found {
     /// Keeps it: the run with `record` (its id) was made from `sources`, its plan is that of
-    /// `plan_of` (another id, or its own), and `gpus` are those that planning looked at, if it did.
+    /// `plan_of` (another id, or its own), and `gpus` tells those that planning looked at, if it did.
     /// A failure costs the next run its time and nothing else.
     pub fn keep(
         mut self,
@@ -233,7 +253,7 @@ impl Found {
         plan: &Plan,
         (record, plan_of): (&str, &str),
         sources: &[(PathBuf, String)],
-        gpus: Option<String>,
+        gpus: &dyn Fn() -> Option<String>,
     ) {
         for (path, text) in sources {
             let noted = self.source(path, text);
@@ -258,7 +278,8 @@ impl Found {
             used_s: self.used_s,
             cached: self.cached,
             saved_s: self.saved_s,
-            gpus,
+            // Of the same plan, which is not gone through again.
+            gpus: earlier.map_or_else(gpus, |earlier| earlier.head.gpus.clone()),
             base,
             but,
         };

@@ -20,7 +20,6 @@ impl Executor<'_> {
     pub(super) fn launch(&mut self, at: usize) {
         let step = self.steps[at];
         let key = self.settled[step].key.expect("looked up before");
-        self.by_key.insert(key, step);
         let claim = if self.plan.steps[step].cache {
             match self.cache.claim(&key, &self.who(step)) {
                 Ok(Claimed::Mine(claim)) => Some(claim),
@@ -104,7 +103,7 @@ impl Executor<'_> {
         self.emit(Event::Note { text });
         let hit = Hit::of(&entry);
         let publication = Publication { key, entry, claim, attempt: None, replace: false };
-        let _ = self.committer.publish(publication);
+        self.publish(step, publication);
         self.cached(step, key, hit);
         self.schedule.done(at);
         None
@@ -253,6 +252,9 @@ impl Executor<'_> {
         // First of all, so that nobody waits for what is only told and noted.
         let ordered = self.pool.order(worker, &order);
         self.started(at, key, claim, Begun { worker, attempt, gpus, resumed });
+        if self.summary.ran == 0 && self.running.len() == 1 {
+            self.committer.ready();
+        }
         if ordered.is_err() {
             self.lost(at, Failure::Crash);
         }
@@ -315,7 +317,7 @@ impl Executor<'_> {
             inputs: frozen_inputs,
             ports: planned.ports.to_vec(),
             threads,
-            secrets: planned.secrets.clone(),
+            secrets: planned.secrets.to_vec(),
         };
         Order::Run { frozen: Box::new(frozen), attempt: dir.to_path_buf(), places }
     }

@@ -49,8 +49,6 @@ const TICK: Duration = Duration::from_millis(40);
 const POLL: Duration = Duration::from_millis(150);
 /// How often leases of other machines are.
 const POLL_REMOTE: Duration = Duration::from_secs(2);
-/// From so many files of the user's on, memory matters more than the time to give it back.
-const MANY: usize = 20_000;
 
 /// What is known of each step after a run.
 #[derive(Clone, Debug, Default)]
@@ -166,7 +164,7 @@ struct Executor<'a> {
     settled: Vec<Settled>,
     /// Pre-images of steps that are to run.
     images: HashMap<usize, PreImage>,
-    files: lookup::Files,
+    files: lookup::Files<'a>,
     fetching: fetch::Fetching<'a>,
     sharing: Option<remote::Sharing<'a>>,
     finder: found::Finder,
@@ -178,8 +176,8 @@ struct Executor<'a> {
     by_worker: HashMap<u64, usize>,
     blocked: HashMap<usize, Blocked>,
     waiting: HashSet<usize>,
-    /// Of the steps that were launched.
-    by_key: HashMap<Key, usize>,
+    /// Steps whose results the committer has, and how often: one may be made again meanwhile.
+    publishing: HashMap<Key, (usize, u32)>,
     desk: Desk,
     /// Since when a step has had too little GPU memory.
     short: HashMap<usize, Instant>,
@@ -248,7 +246,7 @@ impl<'a> Executor<'a> {
             by_worker: HashMap::new(),
             blocked: HashMap::new(),
             waiting: HashSet::new(),
-            by_key: HashMap::new(),
+            publishing: HashMap::new(),
             desk: Desk::new(&options.gpus, &options.gpu_locks),
             short: HashMap::new(),
             pool: crew,
@@ -292,6 +290,8 @@ impl<'a> Executor<'a> {
         }
         self.tell_skipped();
         self.fetching.stop();
+        // What is done becomes durable while the workers end; that it fails is told by the flush.
+        let _ = self.committer.hurry();
         self.pool.close();
         // What a cluster said at its end.
         while let Ok(heard) = self.heard.try_recv() {
@@ -311,13 +311,9 @@ impl<'a> Executor<'a> {
         // Some that were told to stop were done.
         self.left.retain(|left| self.settled[left.step].outputs.is_none());
         let look = (self.cache, self.plan, &*self.steps);
-        let found = self.finder.found(look, &self.settled, &self.files, &summary);
+        drop(self.schedule);
+        let found = self.finder.found(look, &self.settled, self.files, &summary);
         let (steps, left, unkept) = (self.settled, self.left, flushed.err());
-        // To take them apart takes longer than to end; very many are in the way of what is noted.
-        if self.files.len() < MANY {
-            std::mem::forget(self.files);
-        }
-        std::mem::forget(self.schedule);
         Ok(Outcome { summary, steps, left, unkept, found, lease: self.lease })
     }
 

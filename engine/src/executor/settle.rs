@@ -45,8 +45,7 @@ impl Executor<'_> {
             let replace = self.options.force.contains(&step) || self.rewound[step];
             let (key, claim, attempt) = (running.key, running.claim, Some(running.attempt));
             let publication = Publication { key, entry, claim, attempt, replace };
-            // A committer that died tells so at the flush, which ends the run with an error.
-            let _ = self.committer.publish(publication);
+            self.publish(step, publication);
         }
         if rekeyed {
             let text = format!(
@@ -159,10 +158,29 @@ impl Executor<'_> {
         }
     }
 
+    /// Hands a step's result to the committer.
+    pub(super) fn publish(&mut self, step: usize, publication: Publication) {
+        let (of, times) = self.publishing.entry(publication.key).or_default();
+        (*of, *times) = (step, *times + 1);
+        // A committer that died tells so at the flush, which ends the run with an error.
+        let _ = self.committer.publish(publication);
+    }
+
+    /// The step that one of the results handed over at `key` is of; `None` if it was no step's here.
+    fn published(&mut self, key: &Key) -> Option<usize> {
+        let (step, times) = self.publishing.get_mut(key)?;
+        let step = *step;
+        *times -= 1;
+        if *times == 0 {
+            self.publishing.remove(key);
+        }
+        Some(step)
+    }
+
     /// A group commit is through.
     pub(super) fn durable(&mut self, done: Vec<(Key, Published)>) {
         for (key, published) in done {
-            let Some(&step) = self.by_key.get(&key) else { continue };
+            let Some(step) = self.published(&key) else { continue };
             let name = &self.plan.steps[step].name;
             match published {
                 Published::Diverged { .. } => {

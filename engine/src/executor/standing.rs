@@ -12,13 +12,13 @@ use crate::plan::{Plan, Source};
 use crate::run;
 
 /// Finds out which steps stand, and reads the user's files that the others need.
-pub(super) fn find(
-    plan: &Plan,
+pub(super) fn find<'p>(
+    plan: &'p Plan,
     steps: &[usize],
     cache: &Cache,
     options: &Options,
     run: &str,
-) -> (Finder, Files) {
+) -> (Finder, Files<'p>) {
     let mut finder = Finder::new(cache, options);
     let delivered = |at: usize| {
         let of = |source: &Source| matches!(source, Source::Step { step, .. } if *step == at);

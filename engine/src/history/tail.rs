@@ -24,10 +24,15 @@ impl Tail {
     /// Whole lines that are new, each with its end.
     pub fn lines(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = std::mem::take(&mut self.rest);
-        self.file.by_ref().take(MOST).read_to_end(&mut bytes)?;
-        let end = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        self.rest = bytes.split_off(end);
-        Ok(bytes)
+        loop {
+            let new = self.file.by_ref().take(MOST).read_to_end(&mut bytes)?;
+            let end = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            // A line may be longer than what is taken at once.
+            if end > 0 || new == 0 {
+                self.rest = bytes.split_off(end);
+                return Ok(bytes);
+            }
+        }
     }
 
     /// What follows the last whole line.

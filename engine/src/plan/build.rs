@@ -221,17 +221,23 @@ fn cycle(world: &World<'_>, steps: &[Step], members: &[usize]) -> Option<Problem
 }
 
 /// The steps in order, and where each one went.
-fn arranged(steps: Vec<Step>, order: &[usize]) -> (Vec<Step>, Vec<usize>) {
+fn arranged(mut steps: Vec<Step>, order: &[usize]) -> (Vec<Step>, Vec<usize>) {
     let mut position = vec![0; steps.len()];
     order.iter().enumerate().for_each(|(to, &from)| position[from] = to);
-    let mut slots: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
-    let mut arranged: Vec<Step> = Vec::with_capacity(order.len());
-    arranged.extend(order.iter().filter_map(|&from| slots[from].take()));
-    for step in &mut arranged {
+    // Without a second list: there may be very many, and most stay where they are.
+    let mut goes = position.clone();
+    for at in 0..steps.len() {
+        while goes[at] != at {
+            let to = goes[at];
+            steps.swap(at, to);
+            goes.swap(at, to);
+        }
+    }
+    for step in &mut steps {
         step.after.iter_mut().for_each(|at| *at = position[*at]);
         step.inputs.iter_mut().flat_map(|port| &mut port.sources).for_each(|s| moved(s, &position));
     }
-    (arranged, position)
+    (steps, position)
 }
 
 fn moved(source: &mut Source, position: &[usize]) {

@@ -213,7 +213,7 @@ impl Writer {
             to.number(u64::from(*list));
             to.text(file);
         });
-        let Resources { cpu, gpu, memory, vram, gpu_type, time_s } = resources;
+        let Resources { cpu, gpu, memory, vram, gpu_type, time_s } = &**resources;
         self.maybe(cpu.map(u64::from));
         for number in [u64::from(*gpu), *memory, *vram, u64::from(*retries)] {
             self.number(number);
@@ -358,10 +358,10 @@ impl<'a> Reader<'a> {
         let (gpu, memory, vram) = (self.small()?, self.number()?, self.number()?);
         step.retries = self.small()?;
         let (gpu_type, time_s) = (self.maybe_text()?, self.maybe_float()?);
-        step.resources = Resources { cpu, gpu, memory, vram, gpu_type, time_s };
+        step.resources = Resources { cpu, gpu, memory, vram, gpu_type, time_s }.into();
         step.timeout_s = self.maybe_float()?;
         step.cache = self.flag()?;
-        step.secrets = self.list(|from| own(from.text()))?;
+        step.secrets = self.list(|from| own(from.text()))?.into();
         step.place = self.place()?;
         // One by one: to collect them would sort them.
         for _ in 0..self.number()? {
@@ -373,7 +373,7 @@ impl<'a> Reader<'a> {
             let (parameter, name) = (own(from.text())?, own(from.text())?);
             Some(Use { parameter, name, value: own(from.text())?, place: from.place()? })
         })?);
-        step.auto = self.maybe_text()?;
+        step.auto = self.maybe_text()?.map(Text::from);
         Some(step)
     }
 }
@@ -420,11 +420,12 @@ mod tests {
                 vram: 1 << 33,
                 gpu_type: Some("h100".into()),
                 time_s: Some(90.5),
-            },
+            }
+            .into(),
             retries: 1000,
             timeout_s: Some(0.25),
             cache: true,
-            secrets: vec!["TOKEN".into()],
+            secrets: vec!["TOKEN".into()].into(),
             place: place(1),
             origins: BTreeMap::from([("lr".to_string(), place(9)), ("n".to_string(), place(0))])
                 .into(),

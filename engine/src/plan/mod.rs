@@ -62,7 +62,7 @@ pub struct Step {
     /// Output ports and whether each is a list, as the stage or the command's `out` declares them.
     pub ports: Shared<Vec<(String, bool, String)>>,
     /// What it takes to run it.
-    pub resources: Resources,
+    pub resources: Shared<Resources>,
     /// How often to try again after a crash, a time-out or a lost worker.
     pub retries: u32,
     /// Wall time after which an attempt is ended, in seconds.
@@ -70,7 +70,7 @@ pub struct Step {
     /// `false`: always run, never looked up.
     pub cache: bool,
     /// Environment variables a command passes through, never keyed, masked.
-    pub secrets: Vec<String>,
+    pub secrets: Shared<Vec<String>>,
     /// Where the step was written.
     pub place: Place,
     /// Where each parameter got its value (`lr`, `layers`, `run`); absent means by default.
@@ -80,7 +80,7 @@ pub struct Step {
     pub uses: Shared<Vec<Use>>,
     /// Why `device: auto` became what `params` say, if it was that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub auto: Option<String>,
+    pub auto: Option<Text>,
 }
 
 fn none(uses: &[Use]) -> bool {

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::build::{Group, World, selected};
 use super::reference::parse;
-use super::{Place, Port, Resources, Step, Use, command, device, inputs};
+use super::{Place, Port, Resources, Step, Text, Use, command, device, inputs};
 use crate::diagnostic::suggest;
 use crate::spec::layers::{StepSpec, is_name};
 use crate::spec::scope::Scope;
@@ -81,6 +81,11 @@ fn share(step: &mut Step, before: &Step) {
     step.ports.like(&before.ports);
     step.origins.like(&before.origins);
     step.uses.like(&before.uses);
+    step.resources.like(&before.resources);
+    step.secrets.like(&before.secrets);
+    if step.auto == before.auto {
+        step.auto.clone_from(&before.auto);
+    }
     for (port, before) in step.inputs.iter_mut().zip(&before.inputs) {
         if port.name == before.name {
             port.name.clone_from(&before.name);
@@ -297,7 +302,7 @@ fn common(
         inputs,
         after: after(world, group, scope, problems),
         ports: told.ports.into(),
-        resources,
+        resources: resources.into(),
         retries: scalar(spec, "retries", scope, problems, "a whole number up to 1000", |text| {
             value::integer(text).filter(|n| (0..=1000).contains(n)).map(|n| n as u32)
         })
@@ -312,11 +317,11 @@ fn common(
         ),
         cache: scalar(spec, "cache", scope, problems, "`true` or `false`", value::boolean)
             .unwrap_or(true),
-        secrets: command::secrets(spec, problems),
+        secrets: command::secrets(spec, problems).into(),
         place: world.sources.place(spec.name.span),
         origins: told.origins.into(),
         uses: told.uses.into(),
-        auto,
+        auto: auto.map(Text::from),
     }
 }
 

@@ -3,6 +3,7 @@
 //! The workers are this binary too: its test `serve`, with the store as the last argument.
 
 mod checkpoints;
+mod early;
 mod faults;
 mod gpus;
 mod toys;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use cache::Cache;
+use engine::early::Early;
 use engine::event::{Event, Failure};
 use engine::executor::{self, Options, Setting};
 use engine::gpu::{Gpu, Gpus};
@@ -180,6 +181,16 @@ impl Bench {
 
     /// Runs with so many GPUs, going on after failures.
     pub fn run(&self, yaml: &str, gpus: u32) -> Ran {
+        self.run_with(yaml, gpus, None)
+    }
+
+    /// A worker that has no step yet.
+    pub fn early(&self) -> Early {
+        Early::start(&args(), self.cache.root()).unwrap()
+    }
+
+    /// As [`Bench::run`], with a worker that was started before.
+    pub fn run_with(&self, yaml: &str, gpus: u32, early: Option<Early>) -> Ran {
         let gpu = |index| Gpu {
             uuid: format!("fake-{index}"),
             index,
@@ -197,11 +208,10 @@ impl Bench {
         let plan = spec::load_text("p.yaml", yaml, &options, &REGISTRY);
         let plan = plan.unwrap_or_else(|e| panic!("{e}")).plan;
         let hub = engine::hub::Settings::new("http://127.0.0.1:1", "/nowhere");
-        let args = ["serve", "--exact", "--nocapture", "--test-threads=1"].map(String::from);
         let setting = Setting {
             registry: REGISTRY,
             cache: &self.cache,
-            crew: Crew::Local(Launcher::Processes { args: args.to_vec() }),
+            crew: Crew::Local(Launcher::Processes { args: args(), early }),
             build: BUILD,
             run: "run",
             hub: &hub,
@@ -238,6 +248,11 @@ impl Bench {
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
+}
+
+/// What makes this binary a worker.
+fn args() -> Vec<String> {
+    ["serve", "--exact", "--nocapture", "--test-threads=1"].map(String::from).to_vec()
 }
 
 impl Ran {
