@@ -4,7 +4,7 @@
 //! Nothing here decides what is right. Whatever a remote does (dies, hangs, lies), a step runs here
 //! as if it did not exist; all talking is done on threads, so steps that need nothing of it go on.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -44,8 +44,8 @@ pub(super) struct Sharing<'a> {
     cancel: Arc<AtomicBool>,
     /// Keys asked for; whether the answer came.
     asked: HashMap<Key, bool>,
-    /// Steps that wait for an answer or for bytes before they are looked at.
-    waiting: BTreeMap<usize, ()>,
+    /// Steps that wait for the answer about a key.
+    askers: HashMap<Key, Vec<usize>>,
     /// Bytes that did not come: their steps run again.
     unfetchable: HashSet<Digest>,
     /// Steps that may run: `None` where no lease could be had.
@@ -88,7 +88,7 @@ impl<'a> Sharing<'a> {
             sender,
             cancel: Arc::default(),
             asked: HashMap::new(),
-            waiting: BTreeMap::new(),
+            askers: HashMap::new(),
             unfetchable: HashSet::new(),
             granted: HashMap::new(),
             kept: HashMap::new(),
@@ -141,7 +141,7 @@ impl<'a> Sharing<'a> {
 
     /// Lets the threads end.
     pub(super) fn stop(&mut self) {
-        self.waiting.clear();
+        self.askers.clear();
         self.cancel.store(true, Ordering::Relaxed);
     }
 
@@ -178,7 +178,7 @@ impl Executor<'_> {
                 sharing.find(key);
             }
         }
-        sharing.waiting.insert(at, ());
+        sharing.askers.entry(key).or_default().push(at);
         true
     }
 
@@ -194,8 +194,6 @@ impl Executor<'_> {
         if launched {
             let name = sharing.remote.name().to_string();
             self.block(at, Blocked::Remote, &format!("bytes from the remote `{name}`"));
-        } else {
-            sharing.waiting.insert(at, ());
         }
         true
     }
@@ -209,6 +207,7 @@ impl Executor<'_> {
             return false;
         }
         sharing.lease(at, key, must, who);
+        sharing.askers.entry(key).or_default().push(at);
         // Silently: it takes a moment, and is told only if another machine has the lease.
         self.schedule.blocked(at);
         self.blocked.insert(at, Blocked::Remote);
@@ -280,8 +279,9 @@ impl Executor<'_> {
     fn found(&mut self, key: Key, found: Found) {
         let Some(sharing) = &mut self.sharing else { return };
         let first = sharing.asked.insert(key, true) == Some(false);
+        let Some(askers) = sharing.askers.remove(&key) else { return };
         match found {
-            Found::Hit(entry) => self.import(*entry),
+            Found::Hit(entry) => self.import(*entry, self.steps[askers[0]]),
             Found::Miss if first => sharing.shared.misses += 1,
             Found::Miss => {}
             Found::Rejected(why) => {
@@ -293,30 +293,22 @@ impl Executor<'_> {
                 self.tell_trouble(why);
             }
         }
-        let of_key = |at: &usize| self.settled[self.steps[*at]].key == Some(key);
-        let sharing = self.sharing.as_ref().expect("it is there");
-        let blocked = self.blocked.iter().filter(|(_, b)| matches!(b, Blocked::Remote));
-        let all = sharing.waiting.keys().chain(blocked.map(|(at, _)| at));
-        for at in all.copied().filter(of_key).collect::<Vec<_>>() {
+        for at in askers {
             self.go_on(at);
         }
     }
 
     /// Takes a result of the remote for one of our own; its bytes come when they are needed.
-    fn import(&mut self, entry: Entry) {
+    fn import(&mut self, entry: Entry, step: usize) {
         let Some(sharing) = &mut self.sharing else { return };
-        let key = entry.key;
-        if sharing.imported.insert(key) {
+        if sharing.imported.insert(entry.key) {
             sharing.shared.hits += 1;
-            let _ = self.committer.publish(Publication::imported(entry));
+            self.publish(step, Publication::imported(entry));
         }
     }
 
     /// Looks at a step again that waited for the remote.
     fn go_on(&mut self, at: usize) {
-        if let Some(sharing) = &mut self.sharing {
-            sharing.waiting.remove(&at);
-        }
         match self.schedule.state(at) {
             // A failure elsewhere may have skipped it meanwhile.
             State::Ready => self.look(at),

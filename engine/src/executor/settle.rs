@@ -166,21 +166,23 @@ impl Executor<'_> {
         let _ = self.committer.publish(publication);
     }
 
-    /// The step that one of the results handed over at `key` is of; `None` if it was no step's here.
-    fn published(&mut self, key: &Key) -> Option<usize> {
+    /// The step that one of the results handed over at `key` is of, and whether it was the last of
+    /// them; `None` if it was no step's here.
+    fn published(&mut self, key: &Key) -> Option<(usize, bool)> {
         let (step, times) = self.publishing.get_mut(key)?;
         let step = *step;
         *times -= 1;
-        if *times == 0 {
+        let last = *times == 0;
+        if last {
             self.publishing.remove(key);
         }
-        Some(step)
+        Some((step, last))
     }
 
     /// A group commit is through.
     pub(super) fn durable(&mut self, done: Vec<(Key, Published)>) {
         for (key, published) in done {
-            let Some(step) = self.published(&key) else { continue };
+            let Some((step, last)) = self.published(&key) else { continue };
             let name = &self.plan.steps[step].name;
             match published {
                 Published::Diverged { .. } => {
@@ -197,7 +199,8 @@ impl Executor<'_> {
                 }
                 Published::New | Published::Same | Published::Replaced => {}
             }
-            if !self.send(&key) {
+            // What came from a remote may have been made again since.
+            if !last || !self.send(&key) {
                 continue;
             }
             self.tidy.clean(key);
