@@ -18,11 +18,11 @@ mod usage;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory as _, Parser as _};
+use clap::{Command, CommandFactory as _};
 
 fn main() -> ExitCode {
     complete::answer();
-    let cli = cli::Cli::try_parse().unwrap_or_else(|error| meant(error).exit());
+    let cli = cli::Cli::read().unwrap_or_else(|error| meant(error).exit());
     match commands::dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
