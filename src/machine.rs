@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 /// Bytes of memory that processes of this one can have, without swap: the machine's, or what the
 /// narrowest of the control groups around this process allows.
-pub fn memory() -> Option<u64> {
+pub fn memory() -> u64 {
     let limits = groups().into_iter().flat_map(|group| limits(&group, ["memory.max", V1]));
-    total("MemTotal:").into_iter().chain(limits).min()
+    limits.fold(whole().0, u64::min)
 }
 
 /// The same with swap: with less nothing runs, however slowly.
-pub fn memory_and_swap() -> Option<u64> {
-    let whole = total("MemTotal:")? + total("SwapTotal:").unwrap_or(0);
+pub fn memory_and_swap() -> u64 {
+    let (memory, swap) = whole();
+    let whole = memory + swap;
     let both = |group: &PathBuf| {
         let memory = limits(group, ["memory.max"]).next()?;
         Some(memory.saturating_add(limits(group, ["memory.swap.max"]).next().unwrap_or(whole)))
@@ -20,17 +21,17 @@ pub fn memory_and_swap() -> Option<u64> {
     let groups = groups();
     let unified = groups.iter().filter_map(both);
     let old = groups.iter().flat_map(|group| limits(group, ["memory.memsw.limit_in_bytes"]));
-    Some(whole.min(unified.chain(old).min().unwrap_or(u64::MAX)))
+    unified.chain(old).fold(whole, u64::min)
 }
 
 /// The limit of a control group of the first version.
 const V1: &str = "memory.limit_in_bytes";
 
-/// `MemTotal:` or another line of the kernel's account, in bytes.
-fn total(name: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+/// Bytes of the machine's memory, and of its swap.
+fn whole() -> (u64, u64) {
+    let told = rustix::system::sysinfo();
+    let unit = u64::from(told.mem_unit.max(1));
+    (told.totalram * unit, told.totalswap * unit)
 }
 
 /// Directories of the control groups around this process, from its own to the root of each kind.
@@ -119,8 +120,7 @@ mod tests {
 
     #[test]
     fn a_machine_has_memory_and_broken_off_attempts_are_room() {
-        let whole = memory().unwrap();
-        assert!(whole > 1 << 20 && memory_and_swap().unwrap() >= whole);
+        assert!(memory() > 1 << 20 && memory_and_swap() >= memory());
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("attempts/a/b")).unwrap();
         fs::write(dir.path().join("attempts/a/b/x"), [0; 1000]).unwrap();

@@ -71,7 +71,7 @@ pub fn priced(
 /// What this machine has.
 fn machine(cache: &Cache) -> Machine {
     Machine {
-        memory: machine::memory_and_swap(),
+        memory: Some(machine::memory_and_swap()),
         device: super::gpus::gpus().list.iter().map(|gpu| gpu.memory).max(),
         disk: machine::room(cache.root()),
     }

@@ -37,7 +37,7 @@ pub fn memo(args: &Run) -> Result<Option<String>> {
         std::env::current_dir()?.display().to_string(),
         format!("{:?}", std::env::home_dir()),
         format!("{:?} {:?} {:?}", settings.profiles, settings.params, settings.sets),
-        format!("{:?}", machine::memory()),
+        machine::memory().to_string(),
     ];
     // A run without the names of its files would be another's.
     what.push(super::cache_root(settings.cache.as_deref())?.display().to_string());
