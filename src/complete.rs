@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
@@ -63,7 +64,7 @@ fn file() -> Option<PathBuf> {
 }
 
 /// The plan at hand: of the file that is named, else of the newest run here, else the embedded one.
-fn plan() -> Option<Plan> {
+fn plan() -> Option<Arc<Plan>> {
     let load = |file: Option<&Path>| Some(commands::load(file, &Settings::default()).ok()?.plan);
     if let Some(file) = file() {
         return load(Some(&file));

@@ -11,6 +11,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cache::{Cache, Entry as Made, Hit, Key, Kind, Output, Publication};
 use divan::{Bencher, black_box};
@@ -65,7 +66,7 @@ impl Place {
         Place { dir, cache }
     }
 
-    fn plan(&self, text: &str) -> Plan {
+    fn plan(&self, text: &str) -> Arc<Plan> {
         let options = Options { cwd: self.dir.path().to_path_buf(), ..Options::default() };
         spec::load_text("p.yaml", text, &options, &REGISTRY).unwrap().plan
     }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cache::{Cache, Digest};
 use rayon::prelude::*;
@@ -103,7 +104,7 @@ pub fn load(
         return None;
     }
     let Origin { params, profiles, executor, record, .. } = origin;
-    let loaded = Loaded { plan, sources, params, profiles, executor };
+    let loaded = Loaded { plan: Arc::new(plan), sources, params, profiles, executor };
     Some(Kept { loaded, record })
 }
 

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
@@ -232,7 +233,7 @@ pub struct Past {
     /// What was asked.
     pub info: Info,
     /// Its plan.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Everything that happened.
     pub events: Vec<Stamped>,
     /// Its directory.
@@ -245,7 +246,8 @@ impl Past {
     /// # Errors
     /// When there is no whole record.
     pub fn load(dir: &Path) -> Result<Past> {
-        Ok(Reading::begin(dir)?.finish())
+        let plan = serde_json::from_slice(&read(dir, PLAN)?)?;
+        Ok(Reading::begin(dir, Arc::new(plan))?.finish())
     }
 
     fn add(&mut self, stamped: Stamped) {
@@ -269,17 +271,12 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads what there is of the run in `dir`.
+    /// Reads what there is of the run of `plan` in `dir`.
     ///
     /// # Errors
     /// When there is no whole record.
-    pub fn begin(dir: &Path) -> Result<Reading> {
-        let read = |name: &str| {
-            let path = dir.join(name);
-            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        let info = serde_json::from_slice(&read("run.json")?)?;
-        let plan = serde_json::from_slice(&read(PLAN)?)?;
+    pub fn begin(dir: &Path, plan: Arc<Plan>) -> Result<Reading> {
+        let info = serde_json::from_slice(&read(dir, "run.json")?)?;
         let past = Past { info, plan, events: Vec::new(), dir: dir.to_path_buf() };
         let mut reading = Reading { past, tail: Tail::open(&dir.join(EVENTS)).ok() };
         reading.follow();
@@ -306,6 +303,11 @@ impl Reading {
             }
         }
     }
+}
+
+fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
+    let path = dir.join(name);
+    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// What an event of an earlier run is to one that finds what that one found or made, of all steps
@@ -363,7 +365,7 @@ mod tests {
         for i in 0..3 {
             record.write(&note(i)).unwrap();
         }
-        let reading = Reading::begin(&record.dir).unwrap();
+        let reading = Reading::begin(&record.dir, Arc::default()).unwrap();
         for i in 3..6 {
             record.write(&note(i)).unwrap();
         }

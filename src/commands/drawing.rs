@@ -1,12 +1,13 @@
 //! The report that a run leaves beside its record.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Result;
 use engine::event::{Event, Summary};
 use engine::plan::Plan;
-use engine::run::{Past, Reading};
+use engine::run::Reading;
 
 use crate::console::Console;
 
@@ -17,22 +18,22 @@ const DRAWN: usize = 2000;
 /// steps are at work.
 pub struct Drawing {
     dir: PathBuf,
-    steps: usize,
+    plan: Arc<Plan>,
     reading: Option<JoinHandle<Result<Reading>>>,
 }
 
 impl Drawing {
     /// That of a run of `plan` recorded in `dir`.
-    pub fn of(dir: &Path, plan: &Plan) -> Drawing {
-        Drawing { dir: dir.to_path_buf(), steps: plan.steps.len(), reading: None }
+    pub fn of(dir: &Path, plan: Arc<Plan>) -> Drawing {
+        Drawing { dir: dir.to_path_buf(), plan, reading: None }
     }
 
     /// To be told of every event.
     pub fn hear(&mut self, event: &Event) {
-        let begins = self.reading.is_none() && self.steps <= DRAWN;
+        let begins = self.reading.is_none() && self.plan.steps.len() <= DRAWN;
         if begins && matches!(event, Event::Launched { .. }) {
-            let dir = self.dir.clone();
-            let begin = move || Reading::begin(&dir);
+            let (dir, plan) = (self.dir.clone(), self.plan.clone());
+            let begin = move || Reading::begin(&dir, plan);
             self.reading = std::thread::Builder::new().spawn(begin).ok();
         }
     }
@@ -42,15 +43,17 @@ impl Drawing {
         if summary.ran + summary.failed == 0 {
             return;
         }
-        if self.steps > DRAWN {
+        if self.plan.steps.len() > DRAWN {
             return console.note("`pipe report` draws the report of a run of so many steps");
         }
         // What could not be begun is read at once.
         let begun = self.reading.and_then(|thread| thread.join().ok()?.ok());
-        let past = begun.map_or_else(|| Past::load(&self.dir), |reading| Ok(reading.finish()));
-        let drawn = past.and_then(|past| {
+        let begun = begun.map_or_else(|| Reading::begin(&self.dir, self.plan), Ok);
+        let drawn = begun.map(Reading::finish).and_then(|past| {
             let path = self.dir.join("report.html");
             cache.write(&path, engine::report::html(&past, cache).as_bytes())?;
+            // To take it apart takes longer than the process has left.
+            std::mem::forget(past);
             Ok(path)
         });
         match drawn {

@@ -42,6 +42,7 @@ mod worker;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::cache::Cache;
@@ -141,7 +142,8 @@ fn load_for(file: Option<&Path>, settings: &Settings, gpus: Gpus) -> Result<Load
     let mut loaded =
         loaded.map_err(|errors| Wrong(errors.render(crate::out::Paint::stderr().0)))?;
     // So that `why` finds it again, whatever the directory; the embedded one has none.
-    loaded.plan.file = file.map(std::path::absolute).transpose()?.unwrap_or_default();
+    Arc::make_mut(&mut loaded.plan).file =
+        file.map(std::path::absolute).transpose()?.unwrap_or_default();
     Ok(loaded)
 }
 

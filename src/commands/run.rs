@@ -77,7 +77,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
         interrupts: &INTERRUPTS,
         leave: &LEAVE,
     };
-    let mut drawing = Drawing::of(&record.dir, &loaded.plan);
+    let mut drawing = Drawing::of(&record.dir, loaded.plan.clone());
     let mut outcome = executor::run(&loaded.plan, setting, &options, &mut |event: Event| {
         drawing.hear(&event);
         let t = record.write(&event).unwrap_or_else(|error| {
@@ -212,7 +212,7 @@ fn options(args: &Run, memo: Option<String>, loaded: &Loaded) -> Result<Options>
     if args.on != Place::Local {
         return Ok(options);
     }
-    options.memory = machine::memory().unwrap_or(u64::MAX);
+    options.memory = machine::memory();
     for step in &loaded.plan.steps {
         if step.resources.memory > options.memory {
             bail!(super::Wrong(format!(

@@ -47,7 +47,12 @@ impl Made {
             steps: Vec::new(),
             outputs: Vec::new(),
         };
-        Made { dir, cache, past: Past { info, plan, events: Vec::new(), dir: record }, t: 0.0 }
+        Made {
+            dir,
+            cache,
+            past: Past { info, plan: plan.into(), events: Vec::new(), dir: record },
+            t: 0.0,
+        }
     }
 
     /// Adds a step that needs all steps of the groups in `needs`.
@@ -87,7 +92,7 @@ impl Made {
         } else {
             format!("{name}[{}]", shown.join(","))
         };
-        self.past.plan.steps.push(Step {
+        std::sync::Arc::make_mut(&mut self.past.plan).steps.push(Step {
             name: full,
             group: name.into(),
             coords,

@@ -18,6 +18,7 @@ pub(crate) mod value;
 pub(crate) mod yaml;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -53,7 +54,7 @@ pub struct Options {
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The plan.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Every file read and its text, verbatim: the included before the including, then `--params`.
     pub sources: Vec<(PathBuf, String)>,
     /// The pipeline's parameters with everything laid over and filled in.
@@ -139,7 +140,13 @@ fn finish(
     match plan {
         Some(plan) if problems.len() == 0 => {
             let params = value::json(&params);
-            Ok(Loaded { plan, sources: read, params, profiles: spec.profiles, executor })
+            Ok(Loaded {
+                plan: Arc::new(plan),
+                sources: read,
+                params,
+                profiles: spec.profiles,
+                executor,
+            })
         }
         _ => Err(problems.finish(&sources)),
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Result, bail};
@@ -154,7 +155,7 @@ pub struct Bench {
 
 /// One run: its plan, its events in order, its totals.
 pub struct Ran {
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     pub events: Vec<Event>,
     pub summary: Summary,
 }
@@ -171,12 +172,12 @@ impl Bench {
         self.dir.path()
     }
 
-    pub fn plan(&self, yaml: &str) -> Plan {
+    pub fn plan(&self, yaml: &str) -> Arc<Plan> {
         self.plan_for(yaml, &[])
     }
 
     /// The plan for an executor that has these GPUs.
-    pub fn plan_for(&self, yaml: &str, gpus: &[Gpu]) -> Plan {
+    pub fn plan_for(&self, yaml: &str, gpus: &[Gpu]) -> Arc<Plan> {
         let cwd = self.path().to_path_buf();
         let gpus = Gpus { list: gpus.to_vec(), ..Gpus::none("there is none") };
         let options = spec::Options { cwd, gpus, ..spec::Options::default() };
@@ -194,7 +195,7 @@ impl Bench {
 }
 
 /// Runs `plan` on `cache` and checks what must hold of every run.
-pub fn run_on(plan: Plan, cache: &Cache, change: impl FnOnce(&Plan, &mut Options)) -> Ran {
+pub fn run_on(plan: Arc<Plan>, cache: &Cache, change: impl FnOnce(&Plan, &mut Options)) -> Ran {
     let mut options = Options { jobs: 4, ..Options::default() };
     change(&plan, &mut options);
     let interrupts = AtomicU32::new(0);

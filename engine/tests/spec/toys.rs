@@ -255,7 +255,7 @@ pub fn set(sets: &[&str]) -> Options {
 }
 
 /// Loads a pipeline from text.
-pub fn plan(yaml: &str, options: &Options) -> Plan {
+pub fn plan(yaml: &str, options: &Options) -> std::sync::Arc<Plan> {
     load_text("p.yaml", yaml, options, &TOYS).unwrap_or_else(|e| panic!("{e}")).plan
 }
 
