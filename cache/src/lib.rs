@@ -46,6 +46,7 @@ mod leftovers;
 mod lives;
 mod loss;
 mod memo;
+mod nearby;
 mod parts;
 mod pins;
 mod place;

@@ -21,6 +21,7 @@ use crate::digest::{Digest, Key};
 use crate::entry::{Entry, Output};
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::nearby::Nearby;
 use crate::recall::Recalled;
 use crate::stat::Stamp;
 use crate::tree::Kind;
@@ -92,7 +93,7 @@ pub struct Carried<'a> {
 impl Cache {
     /// Begins to collect.
     pub fn memo(&self) -> Memo {
-        Memo::begun(SystemTime::now(), shards(self.layout()))
+        Memo::begun(SystemTime::now(), shards(self.layout(), |_| true))
     }
 
     /// Where the disposable file `name` is, or would be: a memo, or what else can be found again.
@@ -110,11 +111,19 @@ impl Cache {
     }
 }
 
-/// The stamps of the directories of entries; one that is not there has none.
-pub(crate) fn shards(layout: &Layout) -> Vec<Option<Stamp>> {
+/// The stamps of those directories of entries that are `wanted`; one that is not there has none.
+pub(crate) fn shards(layout: &Layout, wanted: impl Fn(usize) -> bool) -> Vec<Option<Stamp>> {
     let dir = layout.dir("entries");
-    let stamp = |n: usize| fs::symlink_metadata(dir.join(format!("{n:02x}"))).ok();
-    (0..SHARDS).map(|n| stamp(n).map(|meta| Stamp::of(&meta))).collect()
+    let mut nearby = Nearby::of_links();
+    let stamp =
+        |n: usize| wanted(n).then(|| nearby.stamp(&dir.join(format!("{n:02x}"))).ok()).flatten();
+    (0..SHARDS).map(stamp).collect()
+}
+
+/// Puts the digest of a memo's rest into its place.
+pub(crate) fn seal(body: &mut [u8]) {
+    let (start, rest) = body.split_at_mut(MAGIC.len() + SUM);
+    start[MAGIC.len()..].copy_from_slice(Digest::of(rest).as_bytes());
 }
 
 impl Memo {
@@ -202,8 +211,7 @@ impl Memo {
         }
         self.write_files(&mut body, carried);
         self.write_hits(&mut body, order, carried);
-        let (start, rest) = body.split_at_mut(MAGIC.len() + SUM);
-        start[MAGIC.len()..].copy_from_slice(Digest::of(rest).as_bytes());
+        seal(&mut body);
         cache.keep_file(name, &body)
     }
 
@@ -397,7 +405,7 @@ mod tests {
         }
         assert!(recalled.hit(&Key::of(b"another")).is_none());
         assert!(recalled.key(entries.len()).is_none());
-        assert!(recalled.entries_stand());
+        assert_eq!(recalled.entries_stand(), Some(entries.len()));
     }
 
     #[test]
@@ -416,10 +424,27 @@ mod tests {
         fs::set_permissions(path(2), permissions).unwrap();
         fs::write(path(2), "x").unwrap();
         let recalled = cache.recall("memo-x").unwrap();
-        assert!(!recalled.entries_stand());
+        assert_eq!(recalled.entries_stand(), None);
         for (n, entry) in entries.iter().enumerate() {
             assert_eq!(recalled.hit(&entry.key).is_some(), n > 2, "{n}");
         }
+    }
+
+    #[test]
+    fn entries_are_looked_at_one_by_one_until_their_directories_are_old() {
+        let (_dir, cache, entries) = cache();
+        assert_eq!(noted(&cache, &entries).renewed(), None, "too young to prove anything");
+        std::thread::sleep(crate::stat::RACY + std::time::Duration::from_millis(100));
+        let recalled = cache.recall("memo-x").unwrap();
+        assert_eq!(recalled.entries_stand(), Some(entries.len()));
+        cache.keep_file("memo-x", &recalled.renewed().unwrap()).unwrap();
+        let recalled = cache.recall("memo-x").unwrap();
+        assert_eq!((recalled.entries_stand(), recalled.renewed()), (Some(0), None));
+        assert_eq!(recalled.hit(&entries[3].key).unwrap().0, Hit::of(&entries[3]));
+        fs::remove_file(cache.layout().entry(&entries[3].key)).unwrap();
+        let recalled = cache.recall("memo-x").unwrap();
+        assert_eq!(recalled.entries_stand(), None);
+        assert!(recalled.hit(&entries[3].key).is_none());
     }
 
     #[test]

@@ -16,7 +16,8 @@ use crate::cache::Cache;
 use crate::digest::{Digest, Key};
 use crate::layout::Layout;
 use crate::memo::{Carried, FILE, Hit, MAGIC, Memo, ROW, SEAL, SHARDS, STAMP, SUM};
-use crate::memo::{one_of, parse, shards};
+use crate::memo::{one_of, parse, seal, shards};
+use crate::nearby::Nearby;
 use crate::stat::Stamp;
 
 /// Files that one thread looks at before another is asked to help.
@@ -51,7 +52,11 @@ impl Cache {
     pub fn recall(&self, name: &str) -> Option<Recalled> {
         let bytes = fs::read(self.kept_file(name)).ok()?;
         let parts = Parts::of(&bytes)?;
-        let (began, shards) = (SystemTime::now(), shards(self.layout()));
+        // Where none of its entries lie, none can change.
+        let mut wanted = [false; SHARDS];
+        let (start, rows) = parts.rows;
+        (0..rows).for_each(|row| wanted[usize::from(bytes[start + row * ROW])] = true);
+        let (began, shards) = (SystemTime::now(), shards(self.layout(), |n| wanted[n]));
         let layout = self.layout().clone();
         Some(Recalled { layout, bytes, parts, began, shards, files: OnceLock::new() })
     }
@@ -126,7 +131,7 @@ impl Recalled {
     pub fn file(&self, path: &Path) -> Option<(Digest, Stamp)> {
         let wanted = path.as_os_str().as_bytes();
         let at = search(self.parts.places.1, |at| Some(self.record(at)?.0.cmp(wanted)))?;
-        unchanged(path, self.record(at)?.1)
+        unchanged(&mut Nearby::default(), path, self.record(at)?.1)
     }
 
     /// Whether no file has changed; `seal` gives what was noted by [`Memo::files`].
@@ -136,21 +141,23 @@ impl Recalled {
 
     /// Of each file whether it is what it was, asked once; `seal` as in [`Recalled::files_stand`].
     pub fn verdicts(&self, seal: &(dyn Fn(&Path) -> Option<Digest> + Sync)) -> &[bool] {
-        let stands = |at: usize| {
+        let stands = |nearby: &mut Nearby, at: usize| {
             let Some((path, record)) = self.record(at) else { return false };
             let path = Path::new(OsStr::from_bytes(path));
             match record[0] {
-                FILE => unchanged(path, record).is_some(),
+                FILE => unchanged(nearby, path, record).is_some(),
                 SEAL => seal(path).is_some_and(|now| record.get(1..33) == Some(now.as_bytes())),
                 _ => false,
             }
         };
         self.files.get_or_init(|| {
             let count = self.parts.places.1;
-            match count <= CHUNK {
-                true => (0..count).map(stands).collect(),
-                false => (0..count).into_par_iter().with_min_len(CHUNK).map(stands).collect(),
+            if count <= CHUNK {
+                let mut nearby = Nearby::default();
+                return (0..count).map(|at| stands(&mut nearby, at)).collect();
             }
+            let pieces = (0..count).into_par_iter().with_min_len(CHUNK);
+            pieces.map_init(Nearby::default, stands).collect()
         })
     }
 
@@ -161,20 +168,40 @@ impl Recalled {
         changed.filter_map(|(at, _)| Some(OsStr::from_bytes(self.record(at)?.0))).collect()
     }
 
-    /// Whether every entry is there and what it was.
-    pub fn entries_stand(&self) -> bool {
-        let count = self.parts.rows.1;
-        let mut at = 0;
+    /// Whether every entry is there and what it was. If so, how many were looked at one by one, since
+    /// nothing was noted of their directories or something else in there has changed.
+    pub fn entries_stand(&self) -> Option<usize> {
+        let (count, mut at, mut looked) = (self.parts.rows.1, 0, 0);
+        let mut nearby = Nearby::of_links();
         while at < count {
             let n = usize::from(self.row_key(at).as_bytes()[0]);
             let end = (at..count).find(|&i| usize::from(self.row_key(i).as_bytes()[0]) != n);
             let end = end.unwrap_or(count);
-            if !self.shard_stands(n) && !(at..end).all(|row| self.entry_stands(row)) {
-                return false;
+            if !self.shard_stands(n) {
+                looked += end - at;
+                if !(at..end).all(|row| self.entry_stands(&mut nearby, row)) {
+                    return None;
+                }
             }
             at = end;
         }
-        true
+        Some(looked)
+    }
+
+    /// The memo with the stamps that the directories of entries have now, if any is another one and
+    /// old enough to prove something. To be kept in its place where every entry stands, so that the
+    /// next run need not look at them one by one.
+    pub fn renewed(&self) -> Option<Vec<u8>> {
+        let mut bytes = self.bytes.clone();
+        for (n, now) in self.shards.iter().enumerate() {
+            if let Some(now) = now.filter(|now| now.settled(self.began)) {
+                bytes[self.parts.shards + n * STAMP..][..STAMP].copy_from_slice(&now.bytes());
+            }
+        }
+        (bytes != self.bytes).then(|| {
+            seal(&mut bytes);
+            bytes
+        })
     }
 
     /// The result of `key` and the stamp of its entry, if that was noted and is what it was.
@@ -185,7 +212,8 @@ impl Recalled {
 
     fn row_stands(&self, row: usize) -> bool {
         let at = self.parts.rows.0 + row * ROW;
-        self.shard_stands(usize::from(self.bytes[at])) || self.entry_stands(row)
+        let stands = || self.entry_stands(&mut Nearby::of_links(), row);
+        self.shard_stands(usize::from(self.bytes[at])) || stands()
     }
 
     fn shard_stands(&self, n: usize) -> bool {
@@ -193,10 +221,9 @@ impl Recalled {
         self.shards[n].is_some_and(|now| self.bytes[at..at + STAMP] == now.bytes())
     }
 
-    fn entry_stands(&self, row: usize) -> bool {
+    fn entry_stands(&self, nearby: &mut Nearby, row: usize) -> bool {
         let path = self.layout.entry(&self.row_key(row));
-        let meta = fs::symlink_metadata(path);
-        meta.is_ok_and(|meta| Stamp::of(&meta) == self.row_stamp(row))
+        nearby.stamp(&path).is_ok_and(|now| now == self.row_stamp(row))
     }
 
     fn row_key(&self, row: usize) -> Key {
@@ -249,13 +276,13 @@ fn search(count: usize, compare: impl Fn(usize) -> Option<Ordering>) -> Option<u
 }
 
 /// What a record says of the file at `path`, if `stat` says the same now.
-fn unchanged(path: &Path, record: &[u8]) -> Option<(Digest, Stamp)> {
+fn unchanged(nearby: &mut Nearby, path: &Path, record: &[u8]) -> Option<(Digest, Stamp)> {
     if record[0] != FILE {
         return None;
     }
     let noted = Stamp::from_bytes(record.get(1..1 + STAMP)?.try_into().ok()?);
     let digest = record.get(1 + STAMP..1 + STAMP + 32)?.try_into().ok()?;
-    let now = Stamp::of(&fs::metadata(path).ok()?);
+    let now = nearby.stamp(path).ok()?;
     (now == noted).then(|| (Digest::from_bytes(digest), noted))
 }
 

@@ -34,6 +34,19 @@ impl Stamp {
         }
     }
 
+    /// As [`Stamp::of`].
+    #[allow(clippy::unnecessary_cast, reason = "the types are the platform's")]
+    pub(crate) fn of_stat(stat: &rustix::fs::Stat) -> Stamp {
+        let ns = |secs: i64, ns: i64| secs.saturating_mul(1_000_000_000).saturating_add(ns);
+        Stamp {
+            dev: stat.st_dev as u64,
+            ino: stat.st_ino as u64,
+            size: stat.st_size as u64,
+            mtime_ns: ns(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+            ctime_ns: ns(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+        }
+    }
+
     /// Whether an edit at `now` would surely change this stamp. A time in the future never settles.
     pub fn settled(&self, now: SystemTime) -> bool {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();

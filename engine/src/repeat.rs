@@ -4,7 +4,8 @@
 //! files, entries, delivered outputs, GPUs where planning asked for them. The next run that asks the
 //! same of the same binary compares all that by `stat`, and where nothing differs, it is known how
 //! it would end. The memo is a copy of what can be found again, and is never the truth: anything
-//! that is not exactly as noted, or younger than a clock can tell, makes the run an ordinary one.
+//! that is not exactly as noted, or younger than a clock can tell, makes the run an ordinary one. Where
+//! only the stamps of directories of entries had gone stale, it is written anew with theirs.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -20,6 +21,9 @@ use crate::run::{self, Asked, Record};
 
 /// Uses are noted for garbage collection once a day.
 const DAY_S: f64 = 86_400.0;
+
+/// So many entries are not looked at one by one in every run.
+const MANY: usize = 64;
 
 /// What a memo says beside files and entries.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,6 +53,8 @@ pub struct Head {
 /// What an earlier run that asked the same left.
 #[derive(Debug)]
 pub struct Earlier {
+    /// The memo's file.
+    name: String,
     /// What it says of itself.
     pub head: Head,
     /// What it found.
@@ -58,8 +64,9 @@ pub struct Earlier {
 impl Earlier {
     /// Reads back what the last run called `name` left.
     pub fn read(cache: &Cache, name: &str) -> Option<Earlier> {
-        let recalled = cache.recall(&file(name))?;
-        Some(Earlier { head: Head::of(recalled.head())?, recalled })
+        let name = file(name);
+        let recalled = cache.recall(&name)?;
+        Some(Earlier { name, head: Head::of(recalled.head())?, recalled })
     }
 
     /// Files and patterns that are not what they were; whatever else it looked at is.
@@ -113,7 +120,7 @@ pub struct Repeated {
 /// When the record cannot be written.
 pub fn repeat(
     cache: &Cache,
-    Earlier { head, recalled }: &Earlier,
+    Earlier { name, head, recalled }: &Earlier,
     gpus: &dyn Fn() -> String,
     asked: Asked,
     (build, jobs): (&str, usize),
@@ -122,11 +129,16 @@ pub fn repeat(
     let same = head.whole
         && !is_old(head.used_s)
         && recalled.len() == head.cached
-        && head.gpus.as_ref().is_none_or(|noted| *noted == gpus())
-        && recalled.entries_stand()
-        && recalled.files_stand(&inputs::seal);
-    if !same {
+        && head.gpus.as_ref().is_none_or(|noted| *noted == gpus());
+    let Some(looked) = same.then(|| recalled.entries_stand()).flatten() else { return Ok(None) };
+    if !recalled.files_stand(&inputs::seal) {
         return Ok(None);
+    }
+    if looked >= MANY
+        && let Some(renewed) = recalled.renewed()
+    {
+        // At worst the next run looks at them again.
+        let _ = cache.keep_file(name, &renewed);
     }
     // Before a record is begun: what the events of the base do not tell.
     let hit = |&step: &usize| {
