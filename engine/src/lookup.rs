@@ -83,28 +83,46 @@ pub fn needs(step: &plan::Step) -> impl Iterator<Item = usize> + '_ {
 
 /// Finds and hashes every user file that `steps` read, each once, in parallel.
 pub fn user_files<'p>(plan: &'p Plan, steps: &[usize], cache: &Cache) -> Files<'p> {
-    user_files_by(plan, steps, &|path| {
+    user_files_by(plan, steps, &|_| None, &|path| {
         let found = inputs::find(path)?;
         found.iter().map(|file| UserFile::read(cache, file)).collect()
     })
 }
 
-/// As [`user_files`]; `read` finds and hashes what a pattern stands for.
+/// So many files that may be known are looked at by one thread, since others would take longer to start.
+const FEW: usize = 128;
+
+/// As [`user_files`]; `known` tells by one `stat` what a pattern stands for, where that is known,
+/// `read` finds and hashes it.
 pub fn user_files_by<'p>(
     plan: &'p Plan,
     steps: &[usize],
+    known: &(dyn Fn(&Path) -> Option<Vec<UserFile>> + Sync),
     read: &(dyn Fn(&Path) -> Result<Vec<UserFile>, String> + Sync),
 ) -> Files<'p> {
     let ports = steps.iter().flat_map(|&step| &plan.steps[step].inputs);
     let paths: HashSet<&'p OsStr> = ports.flat_map(|p| p.sources.iter().filter_map(path)).collect();
+    let look = |path: &'p OsStr| known(Path::new(path)).map(|files| (path, Ok(files)));
     let read = |path: &'p OsStr| (path, read(Path::new(path)));
-    if paths.len() < 2 {
-        return paths.into_iter().map(read).collect();
-    }
-    // So many at a time, since one that is known takes a microsecond.
     let paths: Vec<&'p OsStr> = paths.into_iter().collect();
-    let found: Vec<_> = paths.into_par_iter().with_min_len(16).map(read).collect();
-    found.into_iter().collect()
+    if paths.len() > FEW {
+        let found = |path| look(path).unwrap_or_else(|| read(path));
+        return paths
+            .into_par_iter()
+            .with_min_len(16)
+            .map(found)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect();
+    }
+    let mut files: Files<'p> = paths.iter().copied().filter_map(look).collect();
+    let others: Vec<&'p OsStr> =
+        paths.into_iter().filter(|path| !files.contains_key(path)).collect();
+    match others.len() {
+        0 | 1 => files.extend(others.into_iter().map(read)),
+        _ => files.extend(others.into_par_iter().map(read).collect::<Vec<_>>()),
+    }
+    files
 }
 
 /// The path or pattern of a user's file.

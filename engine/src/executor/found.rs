@@ -131,11 +131,8 @@ impl Finder {
     /// Finds and hashes the user's files that `steps` read.
     pub fn user_files<'p>(&self, plan: &'p Plan, steps: &[usize], cache: &Cache) -> Files<'p> {
         let earlier = self.earlier.as_ref();
-        lookup::user_files_by(plan, steps, &|path| {
-            let known = |earlier: &Arc<Earlier>| UserFile::recalled(&earlier.recalled, path);
-            if let Some(file) = earlier.and_then(known) {
-                return Ok(vec![file]);
-            }
+        let known = |path: &Path| Some(vec![UserFile::recalled(&earlier?.recalled, path)?]);
+        lookup::user_files_by(plan, steps, &known, &|path| {
             let read = |path: &PathBuf| match self.paranoid {
                 true => UserFile::reread(path),
                 false => UserFile::read(cache, path),
