@@ -1,8 +1,9 @@
 //! Where things lie below the root of a cache, and who may read them. Knows no content.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -69,13 +70,18 @@ impl Layout {
         if shared && !layout.access.is_shared() {
             return Err(Error::Private { path: layout.root });
         }
+        // One look is cheaper than to make each in vain.
+        let items = fs::read_dir(&layout.root).at("read", &layout.root)?;
+        let there: HashSet<PathBuf> = items.flatten().map(|item| item.path()).collect();
+        let missing = |path: &PathBuf| !there.contains(path);
         let mut new = false;
-        for name in DIRS {
-            new |= layout.make_dir(&layout.root.join(name))?;
+        for dir in DIRS.map(|name| layout.root.join(name)).iter().filter(|dir| missing(dir)) {
+            layout.make_dir(dir)?;
+            new = true;
         }
         // Now, since a full disk can still be collected on.
-        for path in [layout.gc_lock(), layout.gc_turn()] {
-            layout.open_file(&path, false).at("create", &path)?;
+        for path in [layout.gc_lock(), layout.gc_turn()].iter().filter(|path| missing(path)) {
+            layout.open_file(path, false).at("create", path)?;
         }
         if new {
             crash_point!("open.before-sync");
@@ -124,6 +130,11 @@ impl Layout {
                 result => result.at("create", dir)?,
             }
             loss::named(dir, None);
+            let made = fs::symlink_metadata(dir).map(|meta| meta.mode() & 0o7777);
+            // Mostly it is right, and to look is cheaper than to set it.
+            if made.is_ok_and(|mode| mode == self.access.dir()) {
+                return Ok(true);
+            }
             match tree::set_mode(dir, self.access.dir()) {
                 // Others remove directories that are empty.
                 Err(Error::Io { cause, .. }) if cause.kind() == ErrorKind::NotFound => {}
