@@ -176,7 +176,7 @@ struct Executor<'a> {
     by_worker: HashMap<u64, usize>,
     blocked: HashMap<usize, Blocked>,
     waiting: HashSet<usize>,
-    /// Steps whose results the committer has, and how often: one may be made again meanwhile.
+    /// Steps whose results the committer has, and how often: what was imported may be made again meanwhile.
     publishing: HashMap<Key, (usize, u32)>,
     desk: Desk,
     /// Since when a step has had too little GPU memory.

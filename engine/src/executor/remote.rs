@@ -22,7 +22,7 @@ const THREADS: usize = 8;
 
 /// What a thread says.
 pub(super) enum Said {
-    /// What the remote has of a key, and how often it was asked.
+    /// What the remote has of a key.
     Found(Key, Box<Found>),
     /// So many bytes came; or why not all, and what is still missing.
     Fetched { at: usize, result: Result<u64, (String, Vec<Digest>)> },
@@ -44,7 +44,7 @@ pub(super) struct Sharing<'a> {
     cancel: Arc<AtomicBool>,
     /// Keys asked for; whether the answer came.
     asked: HashMap<Key, bool>,
-    /// Steps that wait for the answer about a key.
+    /// Steps to be woken by the answer about a key, each once.
     askers: HashMap<Key, Vec<usize>>,
     /// Bytes that did not come: their steps run again.
     unfetchable: HashSet<Digest>,
@@ -108,6 +108,14 @@ impl<'a> Sharing<'a> {
 
     fn find(&self, key: Key) {
         self.start(move |remote, cache, _| Said::Found(key, Box::new(remote.find(cache, &key))));
+    }
+
+    /// The step at `at` waits for the answer, perhaps as it did before.
+    fn asks(&mut self, key: Key, at: usize) {
+        let askers = self.askers.entry(key).or_default();
+        if !askers.contains(&at) {
+            askers.push(at);
+        }
     }
 
     fn fetch(&self, at: usize, outputs: Vec<Output>) {
@@ -178,7 +186,7 @@ impl Executor<'_> {
                 sharing.find(key);
             }
         }
-        sharing.askers.entry(key).or_default().push(at);
+        sharing.asks(key, at);
         true
     }
 
@@ -207,7 +215,7 @@ impl Executor<'_> {
             return false;
         }
         sharing.lease(at, key, must, who);
-        sharing.askers.entry(key).or_default().push(at);
+        sharing.asks(key, at);
         // Silently: it takes a moment, and is told only if another machine has the lease.
         self.schedule.blocked(at);
         self.blocked.insert(at, Blocked::Remote);
@@ -298,12 +306,28 @@ impl Executor<'_> {
         }
     }
 
-    /// Takes a result of the remote for one of our own; its bytes come when they are needed.
+    /// Takes a result of the remote for one of our own, unless there is one by now; its bytes come
+    /// when they are needed.
     fn import(&mut self, entry: Entry, step: usize) {
+        if let Ok(Some(_)) = self.cache.lookup(&entry.key) {
+            return;
+        }
         let Some(sharing) = &mut self.sharing else { return };
-        if sharing.imported.insert(entry.key) {
-            sharing.shared.hits += 1;
-            self.publish(step, Publication::imported(entry));
+        sharing.shared.hits += usize::from(sharing.imported.insert(entry.key));
+        self.publish(step, Publication::imported(entry));
+    }
+
+    /// Whether the result of `key` is the remote's.
+    pub(super) fn is_imported(&self, key: &Key) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.imported.contains(key))
+    }
+
+    /// What was to be sent is not there: others may try.
+    pub(super) fn drop_kept_lease(&mut self, key: &Key) {
+        let Some(sharing) = &mut self.sharing else { return };
+        if let Some(lease) = sharing.kept.remove(key) {
+            // To give it back is to talk to the remote.
+            let _ = sharing.jobs.send(Box::new(move || drop(lease)));
         }
     }
 

@@ -185,6 +185,13 @@ impl Executor<'_> {
             let Some((step, last)) = self.published(&key) else { continue };
             let name = &self.plan.steps[step].name;
             match published {
+                Published::Diverged { .. } if self.is_imported(&key) => {
+                    let text = format!(
+                        "the remote has other bytes of `{name}` than the cache here, \
+                         whose result stays; the evidence is kept"
+                    );
+                    self.emit(Event::Note { text });
+                }
                 Published::Diverged { .. } => {
                     let text = format!(
                         "`{name}` gave other bytes than an earlier run with the same key; \
@@ -195,6 +202,9 @@ impl Executor<'_> {
                 Published::Failed { reason } => {
                     let text = format!("`{name}` is done but could not be kept: {reason}");
                     self.emit(Event::Note { text });
+                    if last {
+                        self.drop_kept_lease(&key);
+                    }
                     continue;
                 }
                 Published::New | Published::Same | Published::Replaced => {}
