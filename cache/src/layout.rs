@@ -176,12 +176,17 @@ impl Layout {
 
     /// Writes a small file whole or not at all, in place of what is there.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.write_by(path, |mut file| file.write_all(bytes))
+    }
+
+    /// As [`Layout::write`], by what fills the new file.
+    pub fn write_by(&self, path: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
         // Beside it, which is the same disk whatever is mounted where.
         let staged = path.with_file_name(format!(".{}.tmp", unique()));
         let write = || {
-            let mut file = File::create_new(&staged)?;
+            let file = File::create_new(&staged)?;
             self.access.admit(&file)?;
-            file.write_all(bytes)
+            fill(&file)
         };
         let clean = |_: &io::Error| drop(fs::remove_file(&staged));
         write().inspect_err(clean).at("write", path)?;

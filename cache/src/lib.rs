@@ -59,6 +59,7 @@ mod sealed;
 mod spares;
 mod stat;
 mod store;
+mod sums;
 mod tree;
 
 pub use attempt::{Attempt, Finished};

@@ -10,7 +10,8 @@
 //! Written here, read back in `recall.rs`.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -24,6 +25,7 @@ use crate::layout::Layout;
 use crate::nearby::Nearby;
 use crate::recall::Recalled;
 use crate::stat::Stamp;
+use crate::sums::Summed;
 use crate::tree::Kind;
 
 pub(crate) const MAGIC: &[u8] = b"pipe memo 2\n";
@@ -106,8 +108,12 @@ impl Cache {
     /// # Errors
     /// When it cannot be written; then what was there is there.
     pub fn keep_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.keep_file_by(name, |mut file| file.write_all(bytes))
+    }
+
+    fn keep_file_by(&self, name: &str, fill: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
         forget(&self.index_dir(), name.split_inclusive('-').next().unwrap_or(name));
-        self.write(&self.kept_file(name), bytes)
+        self.layout().write_by(&self.kept_file(name), fill)
     }
 }
 
@@ -197,25 +203,21 @@ impl Memo {
         order: &[Key],
         carried: Option<&Carried<'_>>,
     ) -> Result<()> {
-        let hits = self.made.len() + self.hits.len() * ROW + 4 * order.len();
-        let room =
-            head.len() + SHARDS * STAMP + self.texts.len() + 8 * self.files.len() + hits + 256;
-        let mut body = Vec::with_capacity(room);
-        body.extend_from_slice(MAGIC);
-        body.extend_from_slice(&[0; SUM]);
-        put(&mut body, head.len() as u32);
-        body.extend_from_slice(head);
-        for stamp in &self.shards {
-            let settled = stamp.filter(|stamp| stamp.settled(self.began));
-            body.extend_from_slice(&settled.map_or([0; STAMP], |stamp| stamp.bytes()));
-        }
-        self.write_files(&mut body, carried);
-        self.write_hits(&mut body, order, carried);
-        seal(&mut body);
-        cache.keep_file(name, &body)
+        cache.keep_file_by(name, |file| {
+            let mut body = Summed::begin(file, MAGIC)?;
+            body.put(head.len() as u32);
+            body.extend_from_slice(head);
+            for stamp in &self.shards {
+                let settled = stamp.filter(|stamp| stamp.settled(self.began));
+                body.extend_from_slice(&settled.map_or([0; STAMP], |stamp| stamp.bytes()));
+            }
+            self.write_files(&mut body, carried);
+            self.write_hits(&mut body, order, carried);
+            body.end()
+        })
     }
 
-    fn write_files(&mut self, body: &mut Vec<u8>, carried: Option<&Carried<'_>>) {
+    fn write_files(&mut self, body: &mut Summed<'_>, carried: Option<&Carried<'_>>) {
         let (mut files, texts) = (std::mem::take(&mut self.files), std::mem::take(&mut self.texts));
         let of = |file: &FileAt| {
             let (path, rest) = texts[file.start..].split_at(file.path as usize);
@@ -226,21 +228,21 @@ impl Memo {
         let new = files.iter().map(of);
         let old = carried.into_iter().flat_map(Carried::records);
         let all = merged(old, new);
-        put(body, all.len() as u32);
+        body.put(all.len() as u32);
         let mut place = 0;
         for (path, record) in &all {
-            put(body, place as u32);
+            body.put(place as u32);
             place += 4 + path.len() + record.len();
         }
-        put(body, place as u32);
+        body.put(place as u32);
         for (path, record) in all {
-            put(body, path.len() as u32);
+            body.put(path.len() as u32);
             body.extend_from_slice(path);
             body.extend_from_slice(record);
         }
     }
 
-    fn write_hits(&mut self, body: &mut Vec<u8>, order: &[Key], carried: Option<&Carried<'_>>) {
+    fn write_hits(&mut self, body: &mut Summed<'_>, order: &[Key], carried: Option<&Carried<'_>>) {
         self.hits.sort_unstable_by_key(|(key, ..)| *key);
         self.hits.dedup_by_key(|(key, ..)| *key);
         let made = |place: u32| one_of(&self.made[place as usize..]);
@@ -255,14 +257,14 @@ impl Memo {
             left.is_some()
         });
         let row = |key: &Key| all.binary_search_by_key(key, |(key, _)| *key);
-        put(body, order.len() as u32);
-        order.iter().for_each(|key| put(body, row(key).map_or(u32::MAX, |at| at as u32)));
-        put(body, all.len() as u32);
+        body.put(order.len() as u32);
+        order.iter().for_each(|key| body.put(row(key).map_or(u32::MAX, |at| at as u32)));
+        body.put(all.len() as u32);
         let mut place = 0;
         for (key, (stamp, text)) in &all {
             body.extend_from_slice(key.as_bytes());
             body.extend_from_slice(&stamp.bytes());
-            put(body, place);
+            body.put(place);
             place += text.unwrap_or_default().len() as u32;
         }
         all.iter().for_each(|(_, (_, text))| body.extend_from_slice(text.unwrap_or_default()));
@@ -465,7 +467,7 @@ mod tests {
         assert!(recalled.files_stand(&|_| None));
         fs::write(&old, "new").unwrap();
         let times = fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
-        fs::File::options().write(true).open(&old).unwrap().set_times(times).unwrap();
+        File::options().write(true).open(&old).unwrap().set_times(times).unwrap();
         assert!(recalled.file(&old).is_none());
         assert!(recalled.files_stand(&|_| None), "it asks once");
         let recalled = cache.recall("memo-x").unwrap();
