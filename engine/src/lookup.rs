@@ -107,20 +107,14 @@ pub fn user_files_by<'p>(
     let paths: Vec<&'p OsStr> = paths.into_iter().collect();
     if paths.len() > FEW {
         let found = |path| look(path).unwrap_or_else(|| read(path));
-        return paths
-            .into_par_iter()
-            .with_min_len(16)
-            .map(found)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .collect();
+        return paths.into_par_iter().with_min_len(16).map(found).collect();
     }
     let mut files: Files<'p> = paths.iter().copied().filter_map(look).collect();
     let others: Vec<&'p OsStr> =
         paths.into_iter().filter(|path| !files.contains_key(path)).collect();
     match others.len() {
         0 | 1 => files.extend(others.into_iter().map(read)),
-        _ => files.extend(others.into_par_iter().map(read).collect::<Vec<_>>()),
+        _ => files.par_extend(others.into_par_iter().map(read)),
     }
     files
 }
