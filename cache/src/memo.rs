@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::bytes_of::{Reader, put, put_text};
 use crate::cache::Cache;
@@ -38,6 +38,8 @@ pub(crate) const SUM: usize = 32;
 pub(crate) const ROW: usize = 32 + STAMP + 4;
 /// So many disposable files of a kind are kept.
 const MOST: usize = 256;
+/// Nobody still writes one that was not touched for so long.
+const ABANDONED: Duration = Duration::from_secs(86_400);
 /// What the record of a file begins with: one file, all that a pattern stands for, or nothing known.
 pub(crate) const FILE: u8 = 0;
 pub(crate) const SEAL: u8 = 1;
@@ -291,14 +293,24 @@ fn merged<K: Ord, V>(
 }
 
 /// Removes the files called `kind…` that were not written for longest, where there are too many.
+/// And what somebody who was killed left half written.
 fn forget(dir: &Path, kind: &str) {
-    let items = fs::read_dir(dir).into_iter().flatten().flatten();
-    let kept = items.filter(|item| item.file_name().as_bytes().starts_with(kind.as_bytes()));
-    let paths: Vec<PathBuf> = kept.map(|item| item.path()).collect();
+    let written = |path: &PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let mut paths = Vec::new();
+    for item in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (name, path) = (item.file_name(), item.path());
+        if name.as_bytes().starts_with(kind.as_bytes()) {
+            paths.push(path);
+        } else if name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(b".tmp") {
+            let age = written(&path).and_then(|at| at.elapsed().ok());
+            if age.is_some_and(|age| age > ABANDONED) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
     if paths.len() <= MOST {
         return;
     }
-    let written = |path: &PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let mut paths: Vec<_> = paths.into_iter().map(|path| (written(&path), path)).collect();
     paths.sort();
     let surplus = paths.len() - MOST;
@@ -415,7 +427,7 @@ mod tests {
         let (_dir, cache, entries) = cache();
         noted(&cache, &entries);
         // Beyond the tick of the file system's clock.
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::thread::sleep(Duration::from_millis(30));
         let path = |n: usize| cache.layout().entry(&entries[n].key);
         fs::remove_file(path(0)).unwrap();
         let text = fs::read(path(1)).unwrap();
@@ -436,7 +448,7 @@ mod tests {
     fn entries_are_looked_at_one_by_one_until_their_directories_are_old() {
         let (_dir, cache, entries) = cache();
         assert_eq!(noted(&cache, &entries).renewed(), None, "too young to prove anything");
-        std::thread::sleep(crate::stat::RACY + std::time::Duration::from_millis(100));
+        std::thread::sleep(crate::stat::RACY + Duration::from_millis(100));
         let recalled = cache.recall("memo-x").unwrap();
         assert_eq!(recalled.entries_stand(), Some(entries.len()));
         cache.keep_file("memo-x", &recalled.renewed().unwrap()).unwrap();
@@ -454,7 +466,7 @@ mod tests {
         let (dir, cache, _) = cache();
         let (young, old) = (dir.path().join("young"), dir.path().join("old"));
         fs::write(&old, "old").unwrap();
-        std::thread::sleep(crate::stat::RACY + std::time::Duration::from_millis(100));
+        std::thread::sleep(crate::stat::RACY + Duration::from_millis(100));
         fs::write(&young, "young").unwrap();
         let mut memo = cache.memo();
         let stamp = |path: &Path| Stamp::of(&fs::metadata(path).unwrap());
@@ -476,11 +488,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_left_half_written_a_day_ago_goes() {
+        let (_dir, cache, _) = cache();
+        let file = |name: &str| cache.index_dir().join(name);
+        let old = SystemTime::now() - ABANDONED - Duration::from_secs(60);
+        let names = [".1-2-3.tmp", ".4-5-6.tmp", "memo-old", "other.tmp"];
+        for name in names {
+            fs::write(file(name), "half").unwrap();
+            if name != names[1] {
+                let times = fs::FileTimes::new().set_modified(old);
+                File::options().write(true).open(file(name)).unwrap().set_times(times).unwrap();
+            }
+        }
+        cache.keep_file("memo-x", b"whole").unwrap();
+        assert_eq!(names.map(|name| file(name).exists()), [false, true, true, true]);
+    }
+
+    #[test]
     fn what_is_carried_is_as_if_it_were_noted_again() {
         let (dir, cache, entries) = cache();
         let path = |n: usize| dir.path().join(format!("file {n}"));
         (0..9).for_each(|n| fs::write(path(n), "x").unwrap());
-        std::thread::sleep(crate::stat::RACY + std::time::Duration::from_millis(100));
+        std::thread::sleep(crate::stat::RACY + Duration::from_millis(100));
         let stamp = |n: usize| Stamp::of(&fs::metadata(path(n)).unwrap());
         let keys: Vec<Key> = entries.iter().map(|entry| entry.key).collect();
         // Of the first 30 steps and 6 files in the first run; of all but the first 10 and 3 then.
