@@ -374,7 +374,7 @@ fn overwritable(path: &Path) -> Option<File> {
 
 /// Whether an attempt's directory is as a new one, but for notes and for what it made, which is
 /// forgotten here.
-fn is_bare(dir: &Path, mode: u32) -> bool {
+pub(crate) fn is_bare(dir: &Path, mode: u32) -> bool {
     let as_made = fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir() && m.mode() & 0o7777 == mode);
     let Ok(items) = fs::read_dir(dir) else { return false };
     as_made

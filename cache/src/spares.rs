@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::process::{Resource, getrlimit};
 
-use crate::attempt::LOCK;
+use crate::attempt::{self, LOCK};
 use crate::cache::locked;
 use crate::layout::{Layout, unique};
 
@@ -58,6 +58,8 @@ pub(crate) struct Spare {
 pub(crate) struct Spares {
     /// `None` where nothing is kept.
     dir: Option<PathBuf>,
+    /// The mode of an attempt's directory.
+    mode: u32,
     /// How many of each kind are kept locked.
     locked: usize,
     claims: Mutex<Pool>,
@@ -77,7 +79,8 @@ impl Spares {
         let dir = keeps.then(|| layout.dir("spares"));
         let files = getrlimit(Resource::Nofile).current;
         let locked = files.map_or(LOCKED, |files| (files as usize / FILES).min(LOCKED));
-        Spares { dir, locked, claims: Mutex::default(), attempts: Mutex::default() }
+        let mode = layout.access().dir();
+        Spares { dir, mode, locked, claims: Mutex::default(), attempts: Mutex::default() }
     }
 
     fn pool(&self, what: Use) -> &Mutex<Pool> {
@@ -96,7 +99,9 @@ impl Spares {
         }
         let left = pool.left.get_or_insert_with(|| left(dir, what));
         while let Some(path) = left.pop() {
-            if let Some(spare) = open(path, what) {
+            // After a loss of power there may be more in it than when it was parked.
+            let bare = |s: &Spare| what == Use::Claim || attempt::is_bare(&s.inner, self.mode);
+            if let Some(spare) = open(path, what).filter(bare) {
                 return Some(spare);
             }
         }
@@ -272,6 +277,23 @@ mod tests {
         assert!(!cache.layout().attempts(&key(2)).exists(), "it is removed");
         let third = cache.attempt(&key(3)).unwrap();
         assert!(!third.dir.join("more").exists());
+    }
+
+    #[test]
+    fn a_spare_with_something_in_it_is_not_used_and_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = Cache::open(dir.path().join("c")).unwrap();
+        drop(one.attempt(&key(1)).unwrap());
+        one.attempts_park(&key(1));
+        let spare = names(&one, Use::Attempt).into_iter().next().unwrap();
+        fs::write(sole(&spare).unwrap().join("made"), "before a loss of power").unwrap();
+        drop(one);
+        let two = Cache::open(dir.path().join("c")).unwrap();
+        let attempt = two.attempt(&key(2)).unwrap();
+        assert!(!attempt.dir.join("made").exists());
+        assert!(spare.exists());
+        clear(two.layout());
+        assert!(!spare.exists());
     }
 
     #[test]
