@@ -23,6 +23,7 @@ mod hub_server;
 mod interop;
 mod leaders;
 mod phases;
+mod plain;
 mod plans;
 mod reference;
 mod remote;

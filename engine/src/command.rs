@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{ErrorKind, PipeReader, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::interpolate;
 use crate::mask::Masks;
 use crate::places;
+use crate::plain::{self, Plain};
 use crate::spawn::{Child, Program};
 use crate::stage::{Cancelled, Context, Ports, Stage};
 
@@ -195,18 +196,10 @@ impl Work {
         // One pipe for both, so that nothing is put together of halves in the log.
         let (pipe, writer) = match secrets.is_empty() {
             true => (None, None),
-            false => std::io::pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?,
+            false => io::pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?,
         };
-        let input = File::open("/dev/null")?;
-        let program = Program {
-            name: &self.program(&arguments[0]),
-            arguments: &arguments[1..],
-            environment: environment.into_iter().collect(),
-            dir: &self.dir,
-            input: input.as_fd(),
-            output: writer.as_ref().map(AsFd::as_fd),
-        };
-        let mut child = program.spawn().map_err(|error| cannot_run(&arguments[0], &error))?;
+        let environment = environment.into_iter().collect();
+        let mut child = self.start(arguments, environment, writer.as_ref().map(AsFd::as_fd))?;
         drop(writer); // this side's end of the pipe
         let masks = Masks::new(secrets.iter().map(|(_, value)| value.as_str()));
         let ended = &AtomicBool::new(false);
@@ -218,6 +211,48 @@ impl Work {
             ended.store(true, Ordering::SeqCst);
             status
         })
+    }
+
+    /// Starts the program, without a shell where that is the same.
+    fn start(
+        &self,
+        arguments: &[String],
+        environment: Vec<(OsString, OsString)>,
+        output: Option<BorrowedFd<'_>>,
+    ) -> Result<Child> {
+        let input = File::open("/dev/null")?;
+        let program = Program {
+            name: &self.program(&arguments[0]),
+            arguments: &arguments[1..],
+            environment,
+            dir: &self.dir,
+            input: input.as_fd(),
+            output,
+            file: None,
+        };
+        let plain = plain::plain(arguments).and_then(|p| self.start_plain(&p, &program).ok());
+        let started = plain.map_or_else(|| program.spawn(), Ok);
+        started.map_err(|error| cannot_run(&arguments[0], &error))
+    }
+
+    /// What a shell would start, as it would.
+    fn start_plain(&self, plain: &Plain, shell: &Program<'_>) -> io::Result<Child> {
+        let input = plain.input.as_ref().map(|file| File::open(self.dir.join(file)));
+        let file = plain.output.as_ref().map(|file| File::create(self.dir.join(file)));
+        let (input, file) = (input.transpose()?, file.transpose()?);
+        let mut environment = shell.environment.clone();
+        if !environment.iter().any(|(name, _)| name == "PWD") {
+            environment.push(("PWD".into(), self.dir.clone().into()));
+        }
+        Program {
+            name: &self.program(&plain.words[0]),
+            arguments: &plain.words[1..],
+            environment,
+            input: input.as_ref().map_or(shell.input, AsFd::as_fd),
+            file: file.as_ref().map(AsFd::as_fd),
+            ..*shell
+        }
+        .spawn()
     }
 
     /// A program given as a path into the step's directory is found from there.
@@ -322,7 +357,7 @@ fn describe(status: ExitStatus) -> String {
 }
 
 /// Why a program did not start, and what helps.
-fn cannot_run(program: &str, error: &std::io::Error) -> anyhow::Error {
+fn cannot_run(program: &str, error: &io::Error) -> anyhow::Error {
     let hint = match error.kind() {
         ErrorKind::NotFound if program.contains('/') => {
             "it, or the interpreter its first line names, is not there"
@@ -355,9 +390,9 @@ fn masked(mut pipe: PipeReader, mut masks: Masks, ended: &AtomicBool) {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             _ => break,
         };
-        let _ = std::io::stderr().write_all(&told);
+        let _ = io::stderr().write_all(&told);
     }
-    let _ = std::io::stderr().write_all(&masks.end());
+    let _ = io::stderr().write_all(&masks.end());
 }
 
 fn newest_change(dir: &Path) -> Option<SystemTime> {

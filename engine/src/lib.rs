@@ -33,6 +33,7 @@ pub mod lookup;
 mod mask;
 pub mod outputs;
 mod places;
+mod plain;
 pub mod plan;
 pub mod pool;
 pub mod price;

@@ -39,6 +39,8 @@ pub(crate) struct Program<'a> {
     pub input: BorrowedFd<'a>,
     /// Its standard output and error; without it, ours.
     pub output: Option<BorrowedFd<'a>>,
+    /// Its standard output, when that is another.
+    pub file: Option<BorrowedFd<'a>>,
 }
 
 /// A program at work, the first of a process group; killed when the thread that started it ends.
@@ -87,15 +89,16 @@ impl Program<'_> {
         let mut shell = vec![SHELL.as_ptr(), null()];
         shell.extend_from_slice(&arguments.pointers[1..]);
         let dir = text(self.dir.as_os_str())?;
-        let [input, output] = [Some(self.input), self.output].map(|fd| fd.map(|fd| fd.as_raw_fd()));
+        let raw = |fd: Option<BorrowedFd>| fd.map_or(-1, |fd| fd.as_raw_fd());
         start(&mut Setting {
             files: files.pointers.as_ptr(),
             arguments: arguments.pointers.as_ptr(),
             shell: shell.as_mut_ptr(),
             environment: environment.pointers.as_ptr(),
             dir: dir.as_ptr(),
-            input: input.unwrap_or(-1),
-            output: output.unwrap_or(-1),
+            input: self.input.as_raw_fd(),
+            output: raw(self.file.or(self.output)),
+            error_output: raw(self.output),
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             // SAFETY: a set of signals is plain bits.
             mask: unsafe { MaybeUninit::zeroed().assume_init() },
@@ -155,6 +158,7 @@ struct Setting {
     dir: *const c_char,
     input: RawFd,
     output: RawFd,
+    error_output: RawFd,
     parent: c_int,
     mask: libc::sigset_t,
     /// Why it could not start.
@@ -221,7 +225,9 @@ unsafe fn prepare(setting: &Setting) -> Result<(), c_int> {
         well(libc::dup2(setting.input, libc::STDIN_FILENO))?;
         if setting.output >= 0 {
             well(libc::dup2(setting.output, libc::STDOUT_FILENO))?;
-            well(libc::dup2(setting.output, libc::STDERR_FILENO))?;
+        }
+        if setting.error_output >= 0 {
+            well(libc::dup2(setting.error_output, libc::STDERR_FILENO))?;
         }
         well(libc::chdir(setting.dir))?;
         for signal in 1..=SIGNALS {
@@ -292,6 +298,7 @@ mod tests {
             dir,
             input: null.as_fd(),
             output: Some(writer.as_fd()),
+            file: None,
         }
         .spawn()?;
         drop(writer);
@@ -360,6 +367,7 @@ mod tests {
                 dir: Path::new("/"),
                 input: null.as_fd(),
                 output: None,
+                file: None,
             };
             program.spawn().unwrap()
         };

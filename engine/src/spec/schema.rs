@@ -125,7 +125,7 @@ fn fields() -> Value {
         "timeout": { "type": ["number", "string"], "description": "`90` seconds, `10m`, `2h`." },
         "after": { "type": ["string", "array"], "items": { "type": "string" }, "description": "Steps that must be done first though nothing flows." },
         "cache": { "type": ["boolean", "string"], "description": "`false`: always run." },
-        "run": { "type": ["array", "string"], "items": text, "description": "Program and arguments; one text is a program for `sh`. `${in.PORT}` and `${out.PORT}` are paths, `${checkpoint}` is a directory that outlives an interruption." },
+        "run": { "type": ["array", "string"], "items": text, "description": "Program and arguments; one text is a program for `sh` (a program and its arguments are started without it). `${in.PORT}` and `${out.PORT}` are paths, `${checkpoint}` is a directory that outlives an interruption." },
         "out": { "type": ["array", "object"], "description": "Output ports, or ports and file names." },
         "env": { "type": "object", "additionalProperties": text, "description": "Environment variables; part of the key." },
         "secrets": { "type": "array", "items": { "type": "string" }, "description": "Variables passed through; never part of the key, masked." }
