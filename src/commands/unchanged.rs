@@ -14,7 +14,6 @@ use engine::{kept, repeat};
 
 use super::run::asked;
 use crate::cli::{Place, Run};
-use crate::machine;
 
 /// The name of what runs like this one find; `None` where a run must look for itself.
 pub fn memo(args: &Run) -> Result<Option<String>> {
@@ -37,7 +36,6 @@ pub fn memo(args: &Run) -> Result<Option<String>> {
         std::env::current_dir()?.display().to_string(),
         format!("{:?}", std::env::home_dir()),
         format!("{:?} {:?} {:?}", settings.profiles, settings.params, settings.sets),
-        machine::memory().to_string(),
     ];
     // A run without the names of its files would be another's.
     what.push(super::cache_root(settings.cache.as_deref())?.display().to_string());
