@@ -71,14 +71,14 @@ def dvc(directory, shape, n):
     (directory / "dvc.yaml").write_text("\n".join(lines) + "\n")
 
 
-# The number makes every step another one: steps that do the same on the same bytes are run once.
-COPY = "cat ${in.src} > ${out.out}; : %s"
+# The variable makes every step another one: steps that do the same on the same bytes are run once.
+COPY = "cat ${in.src} > ${out.out}"
 
 
-def pipe_matrix(directory, shape, n):
+def pipe_matrix(directory, shape, n, run=COPY):
     """In the form a person would write: a step with a matrix."""
-    step = "stage: command, run: '%s', out: { out: out.txt }"
-    one, many = step % COPY % "one", step % COPY % "${matrix.i}"
+    step = f"stage: command, run: '{run}', out: {{ out: out.txt }}, env: {{ I: '%s' }}"
+    one, many = step % "one", step % "${matrix.i}"
     every = "matrix: { i: 0..%d }"
     lines = ["name: bench", "steps:"]
     if shape in ("wide", "leaves"):
@@ -93,13 +93,18 @@ def pipe_matrix(directory, shape, n):
     (directory / "pipe.yaml").write_text("\n".join(lines) + "\n")
 
 
+def pipe_shell(directory, shape, n):
+    """With a second command, for which it takes a shell, as ninja does for each."""
+    return pipe_matrix(directory, shape, n, COPY + "; :")
+
+
 def pipe_written(directory, shape, n):
     """Every step written out."""
     lines = ["name: bench", "steps:"]
     for i, reads in edges(shape, n):
         sources = [f"./{r}" if isinstance(r, str) else f"s{r}.out" for r in reads]
         source = sources[0] if len(sources) == 1 else "[" + ", ".join(sources) + "]"
-        lines += [f"  s{i}:", "    stage: command", f"    in: {{ src: {source} }}", f"    run: '{COPY % i}'", "    out: { out: out.txt }"]
+        lines += [f"  s{i}:", "    stage: command", f"    in: {{ src: {source} }}", f"    run: '{COPY}'", "    out: { out: out.txt }", f"    env: {{ I: '{i}' }}"]
     (directory / "pipe.yaml").write_text("\n".join(lines) + "\n")
 
 
@@ -116,6 +121,7 @@ def text_matrix(directory, shape, n):
 WRITERS = {
     "pipe": pipe_matrix,
     "pipe (written out)": pipe_written,
+    "pipe (in a shell)": pipe_shell,
     "pipe (built-in stage)": text_matrix,
     "ninja": ninja,
     "make": make,
