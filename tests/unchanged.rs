@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::{Project, Ran};
@@ -201,10 +201,16 @@ fn what_is_too_young_proves_nothing() {
     }
 }
 
-/// Whether the plan of the newest run is that of an earlier one, by its file.
+/// Whether the plan of the newest run is that of an earlier one, by its file; so is its YAML then.
 fn same_plan(project: &Project) -> bool {
-    let plan = records(project).last().unwrap().join("plan.json");
-    fs::metadata(plan).unwrap().nlink() > 1
+    let record = records(project).pop().unwrap();
+    let linked = |path: &Path| fs::metadata(path).unwrap().nlink() > 1;
+    let plan = linked(&record.join("plan.json"));
+    let items = fs::read_dir(record).unwrap().map(|item| item.unwrap().path());
+    let is_source = |path: &PathBuf| path.to_string_lossy().contains("/source-");
+    let sources: Vec<PathBuf> = items.filter(is_source).collect();
+    assert!(!sources.is_empty() && sources.iter().all(|source| linked(source) == plan));
+    plan
 }
 
 #[test]

@@ -87,7 +87,7 @@ impl Record {
         Record::create_like(cache, plan, sources, (asked, build), None)
     }
 
-    /// As [`Record::create`]; the plan is linked where the record `like` has the very same.
+    /// As [`Record::create`]; plan and YAML are linked where the record `like` has the very same.
     pub fn create_like(
         cache: &Cache,
         plan: &Plan,
@@ -96,13 +96,19 @@ impl Record {
         like: Option<&str>,
     ) -> Result<Record> {
         let (info, dir) = begin(cache, &plan.name, asked, build)?;
-        let there = like.map(|id| cache.runs_dir().join(id).join(PLAN));
-        if there.is_none_or(|there| fs::hard_link(there, dir.join(PLAN)).is_err()) {
+        let like = like.map(|id| cache.runs_dir().join(id));
+        let linked = |name: &str| {
+            like.as_ref().is_some_and(|like| fs::hard_link(like.join(name), dir.join(name)).is_ok())
+        };
+        if !linked(PLAN) {
             cache.write(&dir.join(PLAN), &serde_json::to_vec(plan)?)?;
         }
         for (i, (path, text)) in sources.iter().enumerate() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            cache.write(&dir.join(format!("source-{i}-{name}")), text.as_bytes())?;
+            let name = format!("source-{i}-{name}");
+            if !linked(&name) {
+                cache.write(&dir.join(name), text.as_bytes())?;
+            }
         }
         Record::start(cache, info, dir)
     }
