@@ -19,8 +19,8 @@ use crate::plan::{Plan, kept};
 use crate::repeat::Earlier;
 use crate::spec::Loaded;
 
-/// Shorter plans are made as fast as they are read.
-const STEPS: usize = 200;
+/// Shorter plans are made almost as fast as they are read.
+const STEPS: usize = 16;
 const TEXT: usize = 64 << 10;
 
 /// What a plan was made from, and what came of it beside.
