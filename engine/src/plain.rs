@@ -113,69 +113,19 @@ mod tests {
         assert_eq!(of("a > /dev/null").unwrap().output, Some("/dev/null".into()));
     }
 
+    #[rustfmt::skip]
+    const FOR_THE_SHELL: &[&str] = &[
+        "", " ", "a; b", "a & b", "a | b", "a && b", "a\nb", "a $x", "a `b`", "a \\b", "a *", "a ?",
+        "a [b]", "a ~", "a ~/b", "(a)", "{ a; }", "a {b,c}", "a # b", "!a", "a^b", "a\tb", "X=1 a", "X=1",
+        "''", "%1", "a \"$x\"", "a \"\\n\"", "a 'b", "a \"b", "a >> b", "a >| b", "a >& b", "a 2> b",
+        "a 2>&1", "a<b", "a>b", "a << b", "a <> b", "a <& 3", "a > b > c", "a < b < c", "a >", "a > ''",
+        "a > /dev/stdout", "a < /proc/self/fd/0", "> out/x", "a > b>c", "é", "echo a", "cd x", "exec a",
+        "'echo' a", "if a", "while a", "[ a ]", ". a", ": a", "time a",
+    ];
+
     #[test]
     fn all_else_is_for_the_shell() {
-        for text in [
-            "",
-            " ",
-            "a; b",
-            "a & b",
-            "a | b",
-            "a && b",
-            "a\nb",
-            "a $x",
-            "a `b`",
-            "a \\b",
-            "a *",
-            "a ?",
-            "a [b]",
-            "a ~",
-            "a ~/b",
-            "(a)",
-            "{ a; }",
-            "a {b,c}",
-            "a # b",
-            "!a",
-            "a^b",
-            "a\tb",
-            "X=1 a",
-            "X=1",
-            "''",
-            "%1",
-            "a \"$x\"",
-            "a \"\\n\"",
-            "a 'b",
-            "a \"b",
-            "a >> b",
-            "a >| b",
-            "a >& b",
-            "a 2> b",
-            "a 2>&1",
-            "a<b",
-            "a>b",
-            "a << b",
-            "a <> b",
-            "a <& 3",
-            "a > b > c",
-            "a < b < c",
-            "a >",
-            "a > ''",
-            "a > /dev/stdout",
-            "a < /proc/self/fd/0",
-            "> out/x",
-            "a > b>c",
-            "é",
-            "echo a",
-            "cd x",
-            "exec a",
-            "'echo' a",
-            "if a",
-            "while a",
-            "[ a ]",
-            ". a",
-            ": a",
-            "time a",
-        ] {
+        for text in FOR_THE_SHELL {
             assert_eq!(of(text), None, "{text}");
         }
         let other = |arguments: &[&str]| {
@@ -187,17 +137,32 @@ mod tests {
         assert!(OWN.is_sorted());
     }
 
-    /// A shell reads the words as we do.
+    /// A shell reads what we take for words as we do: random texts, of which those that are plain.
     #[test]
     fn a_shell_agrees() {
-        for text in ["printenv -0 A.B c:d 'e  f' \"g'h\" i'j'k\"l\"", "env -- x@y,z %a +b --c=d ''"]
-        {
-            let shell = std::process::Command::new("sh")
-                .args(["-c", &format!("printf '%s\\n' {text}")])
-                .output()
-                .unwrap();
-            let ours = words(text).join("\n") + "\n";
-            assert_eq!(String::from_utf8(shell.stdout).unwrap(), ours, "{text}");
+        const LETTERS: &[u8] = b"ab1 ''\"\"=/.:,@%+-_$\\`*?[~#!&|;(){^\n ";
+        let (mut seed, mut script, mut ours, mut count) = (7_u64, String::new(), String::new(), 0);
+        while count < 2000 {
+            let mut next = |n: usize| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (seed >> 33) as usize % n
+            };
+            let text: String =
+                (0..1 + next(8)).map(|_| char::from(LETTERS[next(LETTERS.len())])).collect();
+            let Some(found) = of(&format!("x {text}")) else { continue };
+            script += &format!("printf '[%s]' {}; echo\n", text.trim_matches([' ', '\n']));
+            // Without any, `printf` prints its text once, too.
+            ours += &match &found.words[1..] {
+                [] => "[]\n".to_string(),
+                words => words.iter().map(|word| format!("[{word}]")).collect::<String>() + "\n",
+            };
+            count += 1;
         }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "a pattern would find it").unwrap();
+        let mut shell = std::process::Command::new("sh");
+        let told = shell.args(["-c", &script]).current_dir(&dir).output().unwrap();
+        assert_eq!(String::from_utf8(told.stderr).unwrap(), "");
+        assert_eq!(String::from_utf8(told.stdout).unwrap(), ours);
     }
 }
