@@ -114,11 +114,15 @@ impl Recalled {
         Some(self.row_key(self.row(at)?))
     }
 
-    /// The key at `at` of the writer's order and its result, if the entry was noted and is what it
-    /// was.
+    /// The key at `at` of the writer's order and its result, if the entry was noted.
     pub fn hit_at(&self, at: usize) -> Option<(Key, Hit)> {
         let row = self.row(at)?;
-        self.row_stands(row).then(|| Some((self.row_key(row), self.read(row)?)))?
+        Some((self.row_key(row), self.read(row)?))
+    }
+
+    /// Whether the entry at `at` of the writer's order was noted and is what it was.
+    pub fn stands_at(&self, at: usize) -> bool {
+        self.row(at).is_some_and(|row| self.row_stands(row))
     }
 
     fn row(&self, at: usize) -> Option<usize> {

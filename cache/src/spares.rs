@@ -40,6 +40,11 @@ impl Use {
             Use::Attempt => "attempt-",
         }
     }
+
+    /// Whether a spare is for it, by its name.
+    fn fits(self, item: &fs::DirEntry) -> bool {
+        item.file_name().as_encoded_bytes().starts_with(self.prefix().as_bytes())
+    }
 }
 
 /// One of them, ours alone.
@@ -69,8 +74,33 @@ pub(crate) struct Spares {
 #[derive(Debug, Default)]
 struct Pool {
     ours: Vec<Spare>,
-    /// What others left, once it was looked for.
-    left: Option<Vec<PathBuf>>,
+    /// Of ours what is not locked.
+    left: Vec<PathBuf>,
+    others: Others,
+}
+
+/// What others left: most runs want few of very many.
+#[derive(Debug, Default)]
+enum Others {
+    #[default]
+    Unknown,
+    Rest(fs::ReadDir),
+    Nothing,
+}
+
+impl Others {
+    /// The next name in `dir` for this use, each once.
+    fn next(&mut self, dir: &Path, what: Use) -> Option<PathBuf> {
+        if let Others::Unknown = self {
+            *self = fs::read_dir(dir).map_or(Others::Nothing, Others::Rest);
+        }
+        let Others::Rest(items) = self else { return None };
+        let next = items.flatten().find(|item| what.fits(item)).map(|item| item.path());
+        if next.is_none() {
+            *self = Others::Nothing;
+        }
+        next
+    }
 }
 
 impl Spares {
@@ -97,22 +127,18 @@ impl Spares {
         if let Some(spare) = pool.ours.pop() {
             return Some(spare);
         }
-        let left = pool.left.get_or_insert_with(|| left(dir, what));
-        while let Some(path) = left.pop() {
-            // After a loss of power there may be more in it than when it was parked.
-            let bare = |s: &Spare| what == Use::Claim || attempt::is_bare(&s.inner, self.mode);
-            if let Some(spare) = open(path, what).filter(bare) {
-                return Some(spare);
-            }
-        }
-        None
+        let Pool { left, others, .. } = &mut *pool;
+        let names = std::iter::from_fn(|| left.pop().or_else(|| others.next(dir, what)));
+        // After a loss of power there may be more in it than when it was parked.
+        let bare = |s: &Spare| what == Use::Claim || attempt::is_bare(&s.inner, self.mode);
+        names.into_iter().find_map(|path| open(path, what).filter(bare))
     }
 
     /// A name for one more, if one more is wanted.
     pub fn room(&self, what: Use) -> Option<PathBuf> {
         let room = {
             let pool = locked(self.pool(what));
-            pool.ours.len() + pool.left.as_ref().map_or(0, Vec::len) < MOST
+            pool.ours.len() + pool.left.len() < MOST
         };
         Some(self.dir.as_ref().filter(|_| room)?.join(format!("{}{}", what.prefix(), unique())))
     }
@@ -125,7 +151,7 @@ impl Spares {
         }
         // Explicitly, since a child between fork and exec still shares the open file.
         let _ = flock(&spare.lock, FlockOperation::Unlock);
-        pool.left.get_or_insert_default().push(spare.path);
+        pool.left.push(spare.path);
     }
 }
 
@@ -147,9 +173,7 @@ pub(crate) fn clear(layout: &Layout) {
 /// Names in `dir` for this use.
 fn left(dir: &Path, what: Use) -> Vec<PathBuf> {
     let items = fs::read_dir(dir).into_iter().flatten().flatten();
-    let fits =
-        |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(what.prefix().as_bytes());
-    items.filter(|item| fits(&item.file_name())).map(|item| item.path()).collect()
+    items.filter(|item| what.fits(item)).map(|item| item.path()).collect()
 }
 
 /// What another process left at `path`, if it is whole and nobody's.

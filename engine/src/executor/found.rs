@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cache::{Cache, Carried, Hit, Key, Memo};
+use rayon::prelude::*;
 
 use super::{Options, Settled};
 use crate::event::Summary;
@@ -16,6 +17,9 @@ use crate::repeat::{self, Earlier, Head};
 
 /// From so many files of the user's on, memory matters more than the time to give it back.
 const MANY: usize = 20_000;
+
+/// So many results one thread reads at a time.
+const PIECE: usize = 512;
 
 /// In place of the key of a step that has none.
 const NONE: Key = Key::from_bytes([0; 32]);
@@ -76,7 +80,6 @@ impl Finder {
         }
         let changed = earlier.changed();
         let mut stand: Vec<bool> = Vec::with_capacity(plan.steps.len());
-        let mut hits = Vec::with_capacity(plan.steps.len());
         for (at, step) in plan.steps.iter().enumerate() {
             let mut sources = step.inputs.iter().flat_map(|port| &port.sources);
             let stands = step.after.iter().all(|&step| stand[step])
@@ -86,16 +89,19 @@ impl Finder {
                     Source::Hub { .. } => false,
                 })
                 && !looked(at);
-            let hit = stands.then(|| earlier.recalled.hit_at(at)).flatten();
-            stand.push(hit.is_some());
-            hits.extend(hit.map(|(key, hit)| (at, key, hit)));
+            stand.push(stands && earlier.recalled.stands_at(at));
         }
         // What is told one by one is not to be told of more and more steps.
         let but = head.but.iter().filter(|&&step| stand[step]).count();
         let others = stand.iter().filter(|stands| !**stands).count();
         let any = others < stand.len();
         if any && but + others <= plan.steps.len() / 8 + 8 {
-            (self.stand, self.hits) = (stand, hits);
+            let hit = |at: usize| earlier.recalled.hit_at(at).map(|(key, hit)| (at, key, hit));
+            let standing = (0..stand.len()).into_par_iter().with_min_len(PIECE);
+            let hits: Option<Vec<_>> = standing.filter(|at| stand[*at]).map(hit).collect();
+            if let Some(hits) = hits {
+                (self.stand, self.hits) = (stand, hits);
+            }
         }
     }
 

@@ -530,12 +530,13 @@ impl<'a> Executor<'a> {
 
 /// What each of `steps` waits for and takes.
 fn needs(plan: &Plan, steps: &[usize], registry: Registry, options: &Options) -> Vec<Need> {
-    let place: HashMap<usize, usize> = steps.iter().enumerate().map(|(i, &s)| (s, i)).collect();
+    let mut place = vec![None; plan.steps.len()];
+    steps.iter().enumerate().for_each(|(at, &step)| place[step] = Some(at));
     let known = options.budget.as_ref().map(|budget| &budget.estimates);
     let need = |&step: &usize| {
         let upstream = lookup::upstream(plan, step).into_iter();
         Need {
-            after: upstream.filter_map(|s| place.get(&s).copied()).collect(),
+            after: upstream.filter_map(|step| place[step]).collect(),
             slots: slots(plan, step, registry, options),
             cost: known.and_then(|known| known.get(&step)).map_or(1.0, |seconds| *seconds),
         }
