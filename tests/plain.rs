@@ -1,5 +1,7 @@
 //! A command that needs no shell is started without one, and only its processes can tell.
 
+use std::os::unix::fs::PermissionsExt;
+
 use crate::support::Project;
 
 /// How a run with this command ends, what the command printed, and what it made.
@@ -8,17 +10,20 @@ fn run(text: &str) -> (Option<i32>, String, String) {
         r#"steps:
   made:
     stage: command
-    in: {{ src: "./a file.txt" }}
+    in: {{ src: "./a file.txt", tool: ./tool }}
     run: |
       {text}
     out: [o]
-    env: {{ WORD: two words }}
+    env: {{ WORD: two words, PWD: /nowhere }}
     secrets: [HIDDEN]
   seen: {{ stage: command, in: {{ o: made.o }}, run: [cat, "${{in.o}}"] }}
 "#
     ));
     project.env("HIDDEN", "pl4nted");
     project.write("a file.txt", "b\na\n");
+    project.write("tool", "#!/bin/sh\necho \"$0 $*\"; echo \"$0\" >&2\n");
+    let tool = project.path().join("tool");
+    std::fs::set_permissions(tool, std::fs::Permissions::from_mode(0o755)).unwrap();
     let code = project.pipe(&["run", "p.yaml"]).code;
     let log = |step: &str| project.pipe(&["log", step]).stdout;
     (code, log("made"), log("seen"))
@@ -37,6 +42,8 @@ fn a_command_does_the_same_without_a_shell() {
         "cp -v ${in.src} ${out.o}",
         "printenv WORD > ${out.o}",
         "seq 3 > 'out/o'",
+        "${in.tool} 'a  b' > ${out.o}",
+        "setsid seq 3 > ${out.o}",
         "tee ${out.o} < ${in.src}",
         "printenv HIDDEN PATH > ${out.o}",
     ] {

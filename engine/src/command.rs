@@ -100,9 +100,9 @@ impl Stage for Command {
         let arguments = work.fill_run(&params.run)?;
         let result = work.execute(&arguments, params, ctx);
         work.seal(ctx)?;
-        let status = result?;
+        let (program, status) = result?;
         if !status.success() {
-            bail!("`{}` {}", arguments[0], describe(status));
+            bail!("`{program}` {}", describe(status));
         }
         work.collect(params, ctx)
     }
@@ -173,12 +173,13 @@ impl Work {
         self.values.get(name).cloned().ok_or_else(none)
     }
 
+    /// What was started, and how it ended.
     fn execute(
         &self,
         arguments: &[String],
         params: &Params,
         ctx: &mut Context,
-    ) -> Result<ExitStatus> {
+    ) -> Result<(String, ExitStatus)> {
         let secrets: Vec<(String, String)> = ctx
             .secrets()
             .iter()
@@ -199,7 +200,8 @@ impl Work {
             false => io::pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?,
         };
         let environment = environment.into_iter().collect();
-        let mut child = self.start(arguments, environment, writer.as_ref().map(AsFd::as_fd))?;
+        let output = writer.as_ref().map(AsFd::as_fd);
+        let (program, mut child) = self.start(arguments, environment, output)?;
         drop(writer); // this side's end of the pipe
         let masks = Masks::new(secrets.iter().map(|(_, value)| value.as_str()));
         let ended = &AtomicBool::new(false);
@@ -209,7 +211,7 @@ impl Work {
             }
             let status = self.wait(&mut child, ctx);
             ended.store(true, Ordering::SeqCst);
-            status
+            Ok((program, status?))
         })
     }
 
@@ -219,7 +221,7 @@ impl Work {
         arguments: &[String],
         environment: Vec<(OsString, OsString)>,
         output: Option<BorrowedFd<'_>>,
-    ) -> Result<Child> {
+    ) -> Result<(String, Child)> {
         let input = File::open("/dev/null")?;
         let program = Program {
             name: &self.program(&arguments[0]),
@@ -230,9 +232,13 @@ impl Work {
             output,
             file: None,
         };
-        let plain = plain::plain(arguments).and_then(|p| self.start_plain(&p, &program).ok());
-        let started = plain.map_or_else(|| program.spawn(), Ok);
-        started.map_err(|error| cannot_run(&arguments[0], &error))
+        if let Some(plain) = plain::plain(arguments)
+            && let Ok(child) = self.start_plain(&plain, &program)
+        {
+            return Ok((plain.words[0].clone(), child));
+        }
+        let child = program.spawn().map_err(|error| cannot_run(&arguments[0], &error))?;
+        Ok((arguments[0].clone(), child))
     }
 
     /// What a shell would start, as it would.
@@ -241,11 +247,14 @@ impl Work {
         let file = plain.output.as_ref().map(|file| File::create(self.dir.join(file)));
         let (input, file) = (input.transpose()?, file.transpose()?);
         let mut environment = shell.environment.clone();
-        if !environment.iter().any(|(name, _)| name == "PWD") {
-            environment.push(("PWD".into(), self.dir.clone().into()));
+        // Without it each shell searches where it likes.
+        if !environment.iter().any(|(name, _)| name == "PATH") {
+            return Err(ErrorKind::NotFound.into());
         }
+        environment.retain(|(name, _)| name != "PWD");
+        environment.push(("PWD".into(), self.dir.clone().into()));
         Program {
-            name: &self.program(&plain.words[0]),
+            name: Path::new(&plain.words[0]),
             arguments: &plain.words[1..],
             environment,
             input: input.as_ref().map_or(shell.input, AsFd::as_fd),
