@@ -77,6 +77,8 @@ struct Pool {
     /// Of ours what is not locked.
     left: Vec<PathBuf>,
     others: Others,
+    /// How many of others' were met.
+    met: usize,
 }
 
 /// What others left: most runs want few of very many.
@@ -127,18 +129,19 @@ impl Spares {
         if let Some(spare) = pool.ours.pop() {
             return Some(spare);
         }
-        let Pool { left, others, .. } = &mut *pool;
-        let names = std::iter::from_fn(|| left.pop().or_else(|| others.next(dir, what)));
+        let Pool { left, others, met, .. } = &mut *pool;
+        let mut other = || others.next(dir, what).inspect(|_| *met += 1);
+        let names = std::iter::from_fn(|| left.pop().or_else(&mut other));
         // After a loss of power there may be more in it than when it was parked.
         let bare = |s: &Spare| what == Use::Claim || attempt::is_bare(&s.inner, self.mode);
         names.into_iter().find_map(|path| open(path, what).filter(bare))
     }
 
-    /// A name for one more, if one more is wanted.
+    /// A name for one more, if one more is wanted: there may be too many when several runs end.
     pub fn room(&self, what: Use) -> Option<PathBuf> {
         let room = {
             let pool = locked(self.pool(what));
-            pool.ours.len() + pool.left.len() < MOST
+            pool.ours.len() + pool.left.len() < MOST && pool.met <= MOST
         };
         Some(self.dir.as_ref().filter(|_| room)?.join(format!("{}{}", what.prefix(), unique())))
     }

@@ -272,12 +272,13 @@ fn divergences(cache: &Cache) -> Result<Vec<(Brief, PathBuf)>> {
 }
 
 /// Bytes of the files at and below `path`, when the newest of all changed (since 1970), and how
-/// many files there are. What cannot be read counts as nothing.
+/// many files there are. What cannot be read counts as nothing, of a file with several names each
+/// name for its share: records of runs link their plans.
 pub(crate) fn weigh(path: &Path) -> (u64, Duration, usize) {
     let Ok(meta) = fs::symlink_metadata(path) else { return (0, Duration::ZERO, 0) };
     let mut sum = (0, mtime(&Stamp::of(&meta)), 0);
     if !meta.is_dir() {
-        return (meta.len(), sum.1, 1);
+        return (meta.len() / meta.nlink().max(1), sum.1, 1);
     }
     for item in fs::read_dir(path).into_iter().flatten().flatten() {
         let (bytes, newest, count) = weigh(&item.path());
@@ -296,4 +297,21 @@ fn ctime(meta: &Metadata) -> Duration {
 
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_two_names_weighs_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        fs::write(file("a"), [0; 100]).unwrap();
+        fs::hard_link(file("a"), file("b")).unwrap();
+        fs::write(file("c"), [0; 10]).unwrap();
+        let (bytes, _, count) = weigh(dir.path());
+        assert_eq!((bytes, count), (110, 3));
+        assert_eq!(weigh(&file("b")).0, 50);
+    }
 }
