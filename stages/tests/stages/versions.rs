@@ -154,7 +154,12 @@ const SOURCES: &[Sources] = &[
     },
     Sources {
         stage: "command",
-        paths: &["../../engine/src/command.rs", "../../engine/src/places.rs"],
+        paths: &[
+            "../../engine/src/command.rs",
+            "../../engine/src/places.rs",
+            "../../engine/src/plain.rs",
+            "../../engine/src/spawn.rs",
+        ],
         crates: &[],
     },
 ];
