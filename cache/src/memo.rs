@@ -484,7 +484,7 @@ mod tests {
         assert!(recalled.files_stand(&|_| None), "it asks once");
         let recalled = cache.recall("memo-x").unwrap();
         assert!(!recalled.files_stand(&|_| None));
-        assert_eq!(recalled.changed(&|_| None), [old.as_os_str()].into());
+        assert_eq!(recalled.changed(&|_| None), [old.as_os_str()]);
     }
 
     #[test]

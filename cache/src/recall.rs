@@ -1,7 +1,6 @@
 //! What an earlier run found, read back and compared with what is there now. See `memo.rs`.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -165,11 +164,14 @@ impl Recalled {
         })
     }
 
-    /// Files and patterns that are not what they were, or of which nothing was known.
-    pub fn changed(&self, seal: &(dyn Fn(&Path) -> Option<Digest> + Sync)) -> HashSet<&OsStr> {
+    /// Files and patterns that are not what they were, or of which nothing was known, sorted.
+    pub fn changed(&self, seal: &(dyn Fn(&Path) -> Option<Digest> + Sync)) -> Vec<&OsStr> {
         let verdicts = self.verdicts(seal).iter().enumerate();
         let changed = verdicts.filter(|(_, stands)| !**stands);
-        changed.filter_map(|(at, _)| Some(OsStr::from_bytes(self.record(at)?.0))).collect()
+        let mut paths: Vec<&OsStr> =
+            changed.filter_map(|(at, _)| Some(OsStr::from_bytes(self.record(at)?.0))).collect();
+        paths.sort_unstable(); // they are, as they are written
+        paths
     }
 
     /// Whether every entry is there and what it was. If so, how many were looked at one by one, since

@@ -113,7 +113,7 @@ fn all_there(plan: &Plan, earlier: Option<&Earlier>) -> bool {
     let ports = plan.steps.iter().flat_map(|step| &step.inputs);
     let paths = ports.flat_map(|port| &port.sources).filter_map(lookup::path);
     let paths: HashSet<&OsStr> = match earlier.map(Earlier::changed) {
-        Some(changed) => paths.filter(|path| changed.contains(path)).collect(),
+        Some(changed) => paths.filter(|path| changed.binary_search(path).is_ok()).collect(),
         None => paths.collect(),
     };
     let paths: Vec<&OsStr> = paths.into_iter().collect();

@@ -7,7 +7,6 @@
 //! that is not exactly as noted, or younger than a clock can tell, makes the run an ordinary one. Where
 //! only the stamps of directories of entries had gone stale, it is written anew with theirs.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -69,8 +68,8 @@ impl Earlier {
         Some(Earlier { name, head: Head::of(recalled.head())?, recalled })
     }
 
-    /// Files and patterns that are not what they were; whatever else it looked at is.
-    pub fn changed(&self) -> HashSet<&OsStr> {
+    /// Files and patterns that are not what they were, sorted; whatever else it looked at is.
+    pub fn changed(&self) -> Vec<&OsStr> {
         self.recalled.changed(&inputs::seal)
     }
 }

@@ -85,7 +85,7 @@ impl Finder {
             let stands = step.after.iter().all(|&step| stand[step])
                 && sources.all(|source| match source {
                     Source::Step { step, .. } => stand[*step],
-                    Source::Path { path } => !changed.contains(path.as_os_str()),
+                    Source::Path { path } => changed.binary_search(&path.as_os_str()).is_err(),
                     Source::Hub { .. } => false,
                 })
                 && !looked(at);

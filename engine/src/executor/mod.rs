@@ -205,7 +205,6 @@ impl<'a> Executor<'a> {
         sink: &'a mut dyn FnMut(Event),
     ) -> Result<Executor<'a>> {
         let steps = options.selection(plan);
-        let needs = needs(plan, &steps, setting.registry, options);
         let pool = options.slots();
         let (sender, heard) = channel();
         let durable = sender.clone();
@@ -220,7 +219,11 @@ impl<'a> Executor<'a> {
         )?;
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
-        let (finder, files) = standing::find(plan, &steps, setting.cache, options, setting.run);
+        let (cache, registry, run) = (setting.cache, setting.registry, setting.run);
+        let (needs, (finder, files)) = rayon::join(
+            || needs(plan, &steps, registry, options),
+            || standing::find(plan, &steps, cache, options, run),
+        );
         Ok(Executor {
             schedule: Schedule::new(&needs, pool, options.keep_going),
             files,
