@@ -48,6 +48,7 @@ mod loss;
 mod memo;
 mod nearby;
 mod parts;
+mod patch;
 mod pins;
 mod place;
 mod recall;

@@ -7,9 +7,10 @@
 //! they were; else each is asked itself. An entry's file that is edited in place is not noticed here
 //! (it is read-only and sealed, and what was read of it was right): `scrub` finds such damage.
 //!
-//! Written here, read back in `recall.rs`.
+//! Written here, read back in `recall.rs`. Where little differs from the memo that a run started from,
+//! that is written beside it (`patch.rs`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -23,6 +24,7 @@ use crate::entry::{Entry, Output};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::nearby::Nearby;
+use crate::patch::{Patch, Row};
 use crate::recall::Recalled;
 use crate::stat::Stamp;
 use crate::sums::Summed;
@@ -83,6 +85,13 @@ struct FileAt {
     record: u32,
 }
 
+impl FileAt {
+    fn of(self, texts: &[u8]) -> (&[u8], &[u8]) {
+        let (path, rest) = texts[self.start..].split_at(self.path as usize);
+        (path, &rest[..self.record as usize])
+    }
+}
+
 /// What an earlier run found and is noted again, as it stands there.
 #[derive(Debug)]
 pub struct Carried<'a> {
@@ -126,12 +135,6 @@ pub(crate) fn shards(layout: &Layout, wanted: impl Fn(usize) -> bool) -> Vec<Opt
     let stamp =
         |n: usize| wanted(n).then(|| nearby.stamp(&dir.join(format!("{n:02x}"))).ok()).flatten();
     (0..SHARDS).map(stamp).collect()
-}
-
-/// Puts the digest of a memo's rest into its place.
-pub(crate) fn seal(body: &mut [u8]) {
-    let (start, rest) = body.split_at_mut(MAGIC.len() + SUM);
-    start[MAGIC.len()..].copy_from_slice(Digest::of(rest).as_bytes());
 }
 
 impl Memo {
@@ -193,7 +196,8 @@ impl Memo {
     }
 
     /// Writes all of it under `name`, with `head`, which is the caller's, and the keys in an order
-    /// of its own; of what is `carried`, only what this memo does not know itself.
+    /// of its own; of what is `carried` from the memo of that name, only what this one does not know
+    /// itself.
     ///
     /// # Errors
     /// When it cannot be written; then what was there is there.
@@ -205,29 +209,92 @@ impl Memo {
         order: &[Key],
         carried: Option<&Carried<'_>>,
     ) -> Result<()> {
+        self.sort();
+        if let Some(carried) = carried
+            && let Some(patch) = self.patch(head, order, carried)
+        {
+            return patch.keep(cache, name, carried.from.sum());
+        }
         cache.keep_file_by(name, |file| {
             let mut body = Summed::begin(file, MAGIC)?;
             body.put(head.len() as u32);
             body.extend_from_slice(head);
-            for stamp in &self.shards {
-                let settled = stamp.filter(|stamp| stamp.settled(self.began));
-                body.extend_from_slice(&settled.map_or([0; STAMP], |stamp| stamp.bytes()));
-            }
+            body.extend_from_slice(&proving(&self.shards, self.began));
             self.write_files(&mut body, carried);
             self.write_hits(&mut body, order, carried);
             body.end()
-        })
+        })?;
+        Patch::forget(cache, name);
+        Ok(())
     }
 
-    fn write_files(&mut self, body: &mut Summed<'_>, carried: Option<&Carried<'_>>) {
-        let (mut files, texts) = (std::mem::take(&mut self.files), std::mem::take(&mut self.texts));
-        let of = |file: &FileAt| {
-            let (path, rest) = texts[file.start..].split_at(file.path as usize);
-            (path, &rest[..file.record as usize])
-        };
-        files.sort_unstable_by(|a, b| of(a).cmp(&of(b)));
-        files.dedup_by(|a, b| of(a).0 == of(b).0);
-        let new = files.iter().map(of);
+    /// Brings files and entries into order, each once.
+    fn sort(&mut self) {
+        let (mut files, texts) = (std::mem::take(&mut self.files), &self.texts);
+        files.sort_unstable_by(|a, b| a.of(texts).cmp(&b.of(texts)));
+        files.dedup_by(|a, b| a.of(texts).0 == b.of(texts).0);
+        self.files = files;
+        self.hits.sort_unstable_by_key(|(key, ..)| *key);
+        self.hits.dedup_by_key(|(key, ..)| *key);
+    }
+
+    /// All that differs from the memo that things are carried from; `None` where that one is better
+    /// written anew. This one is in order.
+    fn patch(&self, head: &[u8], order: &[Key], carried: &Carried<'_>) -> Option<Patch> {
+        let from = carried.from;
+        let (files, rows) = (self.patched_files(carried)?, self.patched_rows(order, carried)?);
+        let (head, shards) = (head.to_vec(), proving(&self.shards, self.began));
+        let patch = Patch { head, shards, files, rows };
+        (patch.size() < from.size() / 4).then_some(patch)
+    }
+
+    /// `None` where it forgets a file, or something else is known of one that takes more room.
+    fn patched_files(&self, carried: &Carried<'_>) -> Option<BTreeMap<u32, Vec<u8>>> {
+        let from = carried.from;
+        let mut files = from.patch().map_or_else(BTreeMap::new, |patch| patch.files.clone());
+        let mut stale: HashSet<usize> =
+            (0..from.files()).filter(|at| carried.files.get(*at) != Some(&true)).collect();
+        for (path, record) in self.files.iter().map(|file| file.of(&self.texts)) {
+            let at = from.place(path)?;
+            stale.remove(&at);
+            if from.record(at)?.1 != record {
+                (record.len() <= from.slot(at))
+                    .then(|| files.insert(at as u32, record.to_vec()))?;
+            }
+        }
+        stale.is_empty().then_some(files)
+    }
+
+    /// `None` where the steps are others.
+    fn patched_rows(
+        &self,
+        order: &[Key],
+        carried: &Carried<'_>,
+    ) -> Option<Vec<(u32, Option<Row>)>> {
+        let Carried { from, keys, .. } = carried;
+        if order.len() != from.len() || order.len() != keys.len() {
+            return None;
+        }
+        let earlier = from.patch().into_iter().flat_map(|patch| patch.rows.iter().cloned());
+        let mut rows: BTreeMap<u32, Option<Row>> = earlier.collect();
+        for (at, key) in order.iter().enumerate() {
+            if !keys[at] {
+                let hit = self.hits.binary_search_by_key(key, |(key, ..)| *key);
+                rows.insert(at as u32, hit.ok().and_then(|hit| self.row(hit)));
+            } else if from.key(at).as_ref() != Some(key) {
+                return None;
+            }
+        }
+        Some(rows.into_iter().collect())
+    }
+
+    fn row(&self, hit: usize) -> Option<Row> {
+        let (key, stamp, place) = self.hits[hit];
+        Some(Row { key, stamp, text: one_of(&self.made[place as usize..])?.to_vec() })
+    }
+
+    fn write_files(&self, body: &mut Summed<'_>, carried: Option<&Carried<'_>>) {
+        let new = self.files.iter().map(|file| file.of(&self.texts));
         let old = carried.into_iter().flat_map(Carried::records);
         let all = merged(old, new);
         body.put(all.len() as u32);
@@ -244,9 +311,7 @@ impl Memo {
         }
     }
 
-    fn write_hits(&mut self, body: &mut Summed<'_>, order: &[Key], carried: Option<&Carried<'_>>) {
-        self.hits.sort_unstable_by_key(|(key, ..)| *key);
-        self.hits.dedup_by_key(|(key, ..)| *key);
+    fn write_hits(&self, body: &mut Summed<'_>, order: &[Key], carried: Option<&Carried<'_>>) {
         let made = |place: u32| one_of(&self.made[place as usize..]);
         let new = self.hits.iter().map(|(key, stamp, place)| (*key, (*stamp, made(*place))));
         let old = carried.into_iter().flat_map(Carried::rows);
@@ -271,6 +336,12 @@ impl Memo {
         }
         all.iter().for_each(|(_, (_, text))| body.extend_from_slice(text.unwrap_or_default()));
     }
+}
+
+/// Stamps of the directories of entries, of those that prove something to whom began at `began`.
+pub(crate) fn proving(shards: &[Option<Stamp>], began: SystemTime) -> Vec<u8> {
+    let settled = shards.iter().map(|stamp| stamp.filter(|stamp| stamp.settled(began)));
+    settled.flat_map(|stamp| stamp.map_or([0; STAMP], |stamp| stamp.bytes())).collect()
 }
 
 /// Two sorted lists as one; of what is in both, that of the second.
@@ -369,190 +440,4 @@ pub(crate) fn parse(from: &mut Reader<'_>) -> Option<Hit> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::commit::Publication;
-
-    fn made(text: &str) -> Entry {
-        let output = Output {
-            port: "model".into(),
-            index: Some(3),
-            name: "a b.bin".into(),
-            kind: Kind::Dir,
-            digest: Digest::of(text.as_bytes()),
-            bytes: u64::MAX,
-        };
-        Entry::new(text.into(), vec![output], None, serde_json::json!({ "seconds": 2.5 }))
-    }
-
-    fn cache() -> (tempfile::TempDir, Cache, Vec<Entry>) {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path().join("c")).unwrap();
-        let entries: Vec<Entry> = (0..40).map(|i| made(&format!("pre-image {i}"))).collect();
-        let committer = cache.committer(|_| {});
-        for entry in &entries {
-            committer.publish(Publication::imported(entry.clone())).unwrap();
-        }
-        committer.flush().unwrap();
-        (dir, cache, entries)
-    }
-
-    fn noted(cache: &Cache, entries: &[Entry]) -> Recalled {
-        let mut memo = cache.memo();
-        for entry in entries {
-            let (entry, stamp) = cache.lookup_stamped(&entry.key).unwrap().unwrap();
-            memo.hit(entry.key, stamp.unwrap(), &Hit::of(&entry));
-        }
-        let keys: Vec<Key> = entries.iter().map(|entry| entry.key).collect();
-        memo.write(cache, "memo-x", b"head", &keys, None).unwrap();
-        cache.recall("memo-x").unwrap()
-    }
-
-    #[test]
-    fn what_was_noted_comes_back_in_order() {
-        let (_dir, cache, entries) = cache();
-        let recalled = noted(&cache, &entries);
-        assert_eq!((recalled.head(), recalled.len()), (&b"head"[..], entries.len()));
-        for (at, entry) in entries.iter().enumerate() {
-            assert_eq!(recalled.key(at), Some(entry.key));
-            assert_eq!(recalled.hit(&entry.key).unwrap().0, Hit::of(entry));
-        }
-        assert!(recalled.hit(&Key::of(b"another")).is_none());
-        assert!(recalled.key(entries.len()).is_none());
-        assert_eq!(recalled.entries_stand(), Some(entries.len()));
-    }
-
-    #[test]
-    fn an_entry_that_is_gone_replaced_or_damaged_is_not_what_it_was() {
-        let (_dir, cache, entries) = cache();
-        noted(&cache, &entries);
-        // Beyond the tick of the file system's clock.
-        std::thread::sleep(Duration::from_millis(30));
-        let path = |n: usize| cache.layout().entry(&entries[n].key);
-        fs::remove_file(path(0)).unwrap();
-        let text = fs::read(path(1)).unwrap();
-        fs::remove_file(path(1)).unwrap();
-        fs::write(path(1), text).unwrap();
-        let mut permissions = fs::metadata(path(2)).unwrap().permissions();
-        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
-        fs::set_permissions(path(2), permissions).unwrap();
-        fs::write(path(2), "x").unwrap();
-        let recalled = cache.recall("memo-x").unwrap();
-        assert_eq!(recalled.entries_stand(), None);
-        for (n, entry) in entries.iter().enumerate() {
-            assert_eq!(recalled.hit(&entry.key).is_some(), n > 2, "{n}");
-        }
-    }
-
-    #[test]
-    fn entries_are_looked_at_one_by_one_until_their_directories_are_old() {
-        let (_dir, cache, entries) = cache();
-        assert_eq!(noted(&cache, &entries).renewed(), None, "too young to prove anything");
-        std::thread::sleep(crate::stat::RACY + Duration::from_millis(100));
-        let recalled = cache.recall("memo-x").unwrap();
-        assert_eq!(recalled.entries_stand(), Some(entries.len()));
-        cache.keep_file("memo-x", &recalled.renewed().unwrap()).unwrap();
-        let recalled = cache.recall("memo-x").unwrap();
-        assert_eq!((recalled.entries_stand(), recalled.renewed()), (Some(0), None));
-        assert_eq!(recalled.hit(&entries[3].key).unwrap().0, Hit::of(&entries[3]));
-        fs::remove_file(cache.layout().entry(&entries[3].key)).unwrap();
-        let recalled = cache.recall("memo-x").unwrap();
-        assert_eq!(recalled.entries_stand(), None);
-        assert!(recalled.hit(&entries[3].key).is_none());
-    }
-
-    #[test]
-    fn a_young_file_is_not_noted_and_a_changed_one_not_known() {
-        let (dir, cache, _) = cache();
-        let (young, old) = (dir.path().join("young"), dir.path().join("old"));
-        fs::write(&old, "old").unwrap();
-        std::thread::sleep(crate::stat::RACY + Duration::from_millis(100));
-        fs::write(&young, "young").unwrap();
-        let mut memo = cache.memo();
-        let stamp = |path: &Path| Stamp::of(&fs::metadata(path).unwrap());
-        assert!(!memo.file(&young, &stamp(&young), &Digest::of(b"young")));
-        assert!(memo.file(&old, &stamp(&old), &Digest::of(b"old")));
-        memo.write(&cache, "memo-x", b"", &[], None).unwrap();
-        let recalled = cache.recall("memo-x").unwrap();
-        assert!(recalled.file(&young).is_none());
-        assert_eq!(recalled.file(&old).unwrap().0, Digest::of(b"old"));
-        assert!(recalled.files_stand(&|_| None));
-        fs::write(&old, "new").unwrap();
-        let times = fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
-        File::options().write(true).open(&old).unwrap().set_times(times).unwrap();
-        assert!(recalled.file(&old).is_none());
-        assert!(recalled.files_stand(&|_| None), "it asks once");
-        let recalled = cache.recall("memo-x").unwrap();
-        assert!(!recalled.files_stand(&|_| None));
-        assert_eq!(recalled.changed(&|_| None), [old.as_os_str()]);
-    }
-
-    #[test]
-    fn what_was_left_half_written_a_day_ago_goes() {
-        let (_dir, cache, _) = cache();
-        let file = |name: &str| cache.index_dir().join(name);
-        let old = SystemTime::now() - ABANDONED - Duration::from_secs(60);
-        let names = [".1-2-3.tmp", ".4-5-6.tmp", "memo-old", "other.tmp"];
-        for name in names {
-            fs::write(file(name), "half").unwrap();
-            if name != names[1] {
-                let times = fs::FileTimes::new().set_modified(old);
-                File::options().write(true).open(file(name)).unwrap().set_times(times).unwrap();
-            }
-        }
-        cache.keep_file("memo-x", b"whole").unwrap();
-        assert_eq!(names.map(|name| file(name).exists()), [false, true, true, true]);
-    }
-
-    #[test]
-    fn what_is_carried_is_as_if_it_were_noted_again() {
-        let (dir, cache, entries) = cache();
-        let path = |n: usize| dir.path().join(format!("file {n}"));
-        (0..9).for_each(|n| fs::write(path(n), "x").unwrap());
-        std::thread::sleep(crate::stat::RACY + Duration::from_millis(100));
-        let stamp = |n: usize| Stamp::of(&fs::metadata(path(n)).unwrap());
-        let keys: Vec<Key> = entries.iter().map(|entry| entry.key).collect();
-        // Of the first 30 steps and 6 files in the first run; of all but the first 10 and 3 then.
-        let note =
-            |memo: &mut Memo, steps: std::ops::Range<usize>, files: std::ops::Range<usize>| {
-                for entry in &entries[steps] {
-                    let (entry, stamp) = cache.lookup_stamped(&entry.key).unwrap().unwrap();
-                    memo.hit(entry.key, stamp.unwrap(), &Hit::of(&entry));
-                }
-                files.for_each(|n| assert!(memo.file(&path(n), &stamp(n), &Digest::of(b"x"))));
-            };
-        let mut first = cache.memo();
-        note(&mut first, 0..30, 0..6);
-        first.write(&cache, "memo-x", b"", &keys[..30], None).unwrap();
-        let earlier = cache.recall("memo-x").unwrap();
-        let mut second = Memo::after(&earlier);
-        note(&mut second, 20..40, 5..9);
-        let steps: Vec<bool> = (0..30).map(|n| n >= 10).collect();
-        let mut files = earlier.verdicts(&|_| None).to_vec();
-        assert_eq!(files, [true; 6]);
-        files[..3].fill(false);
-        let carried = Carried { from: &earlier, files: &files, keys: &steps };
-        second.write(&cache, "memo-y", b"", &keys[10..], Some(&carried)).unwrap();
-        let mut anew = Memo::after(&earlier);
-        note(&mut anew, 10..40, 3..9);
-        anew.write(&cache, "memo-z", b"", &keys[10..], None).unwrap();
-        let bytes = |name: &str| fs::read(cache.kept_file(name)).unwrap();
-        assert!(bytes("memo-y") == bytes("memo-z"));
-    }
-
-    #[test]
-    fn nothing_but_the_whole_is_read() {
-        let (_dir, cache, entries) = cache();
-        noted(&cache, &entries[..2]);
-        let path = cache.kept_file("memo-x");
-        let bytes = fs::read(&path).unwrap();
-        for at in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {
-            fs::write(&path, &bytes[..at]).unwrap();
-            assert!(cache.recall("memo-x").is_none(), "cut at {at}");
-            let mut flipped = bytes.clone();
-            flipped[at] ^= 1;
-            fs::write(&path, flipped).unwrap();
-            assert!(cache.recall("memo-x").is_none(), "flip at {at}");
-        }
-    }
-}
+mod tests;

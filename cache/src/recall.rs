@@ -13,10 +13,12 @@ use rayon::prelude::*;
 use crate::bytes_of::Reader;
 use crate::cache::Cache;
 use crate::digest::{Digest, Key};
+use crate::error::Result;
 use crate::layout::Layout;
 use crate::memo::{Carried, FILE, Hit, MAGIC, Memo, ROW, SEAL, SHARDS, STAMP, SUM};
-use crate::memo::{one_of, parse, seal, shards};
+use crate::memo::{one_of, parse, proving, shards};
 use crate::nearby::Nearby;
+use crate::patch::{Patch, Row};
 use crate::stat::Stamp;
 
 /// Files that one thread looks at before another is asked to help.
@@ -28,6 +30,13 @@ pub struct Recalled {
     layout: Layout,
     bytes: Vec<u8>,
     parts: Parts,
+    /// What later runs found otherwise. In the bytes, too, are its stamps and records, and in the
+    /// order its rows, by numbers from that of the memo's own rows on.
+    patch: Option<Patch>,
+    /// Of each row of the memo whether a step has it. Empty where none was replaced.
+    alive: Vec<bool>,
+    /// The rows of the patch, sorted by their keys.
+    sorted: Vec<usize>,
     /// When it was read back, and the stamps of the directories of entries then.
     began: SystemTime,
     shards: Vec<Option<Stamp>>,
@@ -51,13 +60,26 @@ impl Cache {
     pub fn recall(&self, name: &str) -> Option<Recalled> {
         let bytes = fs::read(self.kept_file(name)).ok()?;
         let parts = Parts::of(&bytes)?;
+        let mut recalled = Recalled {
+            layout: self.layout().clone(),
+            bytes,
+            parts,
+            patch: None,
+            alive: Vec::new(),
+            sorted: Vec::new(),
+            began: SystemTime::now(),
+            shards: Vec::new(),
+            files: OnceLock::new(),
+        };
+        if let Some(patch) = Patch::read(self, name, recalled.sum()) {
+            recalled.apply(patch);
+        }
         // Where none of its entries lie, none can change.
         let mut wanted = [false; SHARDS];
-        let (start, rows) = parts.rows;
-        (0..rows).for_each(|row| wanted[usize::from(bytes[start + row * ROW])] = true);
-        let (began, shards) = (SystemTime::now(), shards(self.layout(), |n| wanted[n]));
-        let layout = self.layout().clone();
-        Some(Recalled { layout, bytes, parts, began, shards, files: OnceLock::new() })
+        recalled.rows().for_each(|row| wanted[recalled.shard(row)] = true);
+        recalled.began = SystemTime::now();
+        recalled.shards = shards(self.layout(), |n| wanted[n]);
+        Some(recalled)
     }
 }
 
@@ -80,14 +102,17 @@ impl<'a> Carried<'a> {
     /// Keys of the entries that are carried, sorted, with their stamps and the texts of their hits.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (Key, (Stamp, Option<&'a [u8]>))> {
         let from = self.from;
-        let mut wanted = vec![false; from.parts.rows.1];
+        let mut wanted = vec![false; from.parts.rows.1 + from.patched_rows().len()];
         for (at, _) in self.keys.iter().enumerate().filter(|(_, carried)| **carried) {
             from.row(at).into_iter().for_each(|row| wanted[row] = true);
         }
-        let rows = wanted.into_iter().enumerate().filter(|(_, wanted)| *wanted);
-        rows.map(|(row, _)| {
-            (from.row_key(row), (from.row_stamp(row), from.text(row).and_then(one_of)))
-        })
+        let mut rows: Vec<usize> = (0..wanted.len()).filter(|row| wanted[*row]).collect();
+        if from.patch.is_some() {
+            rows.sort_by_key(|row| from.row_key(*row));
+            rows.dedup_by_key(|row| from.row_key(*row));
+        }
+        rows.into_iter()
+            .map(|row| (from.row_key(row), (from.row_stamp(row), from.text(row).and_then(one_of))))
     }
 }
 
@@ -95,7 +120,52 @@ impl Recalled {
     /// What the writer put in front.
     pub fn head(&self) -> &[u8] {
         let (at, len) = self.parts.head;
-        &self.bytes[at..at + len]
+        self.patch.as_ref().map_or_else(|| &self.bytes[at..at + len], |patch| &patch.head)
+    }
+
+    /// The digest of the memo's file.
+    pub(crate) fn sum(&self) -> &[u8] {
+        &self.bytes[MAGIC.len()..MAGIC.len() + SUM]
+    }
+
+    /// The bytes of the memo's file.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// What later runs found otherwise.
+    pub(crate) fn patch(&self) -> Option<&Patch> {
+        self.patch.as_ref()
+    }
+
+    /// Puts a patch over the memo, if it fits.
+    fn apply(&mut self, patch: Patch) {
+        let (order, own) = (self.parts.order, self.parts.rows.1);
+        let fits = |at: usize, record: &[u8]| at < self.files() && record.len() <= self.slot(at);
+        if !patch.files.iter().all(|(at, record)| fits(*at as usize, record))
+            || patch.rows.iter().any(|(at, _)| *at as usize >= order.1)
+        {
+            return;
+        }
+        self.bytes[self.parts.shards..][..SHARDS * STAMP].copy_from_slice(&patch.shards);
+        for (at, record) in &patch.files {
+            let (start, _) = self.place_of(*at as usize);
+            self.bytes[start..start + record.len()].copy_from_slice(record);
+        }
+        for (row, (at, known)) in patch.rows.iter().enumerate() {
+            let row = if known.is_some() { (own + row) as u32 } else { u32::MAX };
+            self.bytes[order.0 + 4 * *at as usize..][..4].copy_from_slice(&row.to_le_bytes());
+        }
+        let mut alive = vec![false; own];
+        for row in (0..order.1).map(|at| word(&self.bytes, order.0 + 4 * at)) {
+            if row < own {
+                alive[row] = true;
+            }
+        }
+        (self.alive, self.patch) = (alive, Some(patch));
+        let mut sorted: Vec<usize> = self.rows().filter(|row| *row >= own).collect();
+        sorted.sort_by_key(|row| self.row_key(*row));
+        self.sorted = sorted;
     }
 
     /// How many keys the writer's order has.
@@ -119,6 +189,12 @@ impl Recalled {
         Some((self.row_key(row), self.read(row)?))
     }
 
+    /// What the making of the result at `at` of the writer's order took, in seconds, if it was noted.
+    pub fn seconds_at(&self, at: usize) -> Option<f64> {
+        let text = self.text(self.row(at)?)?;
+        Some(f64::from_le_bytes(text.first_chunk::<8>().copied()?))
+    }
+
     /// Whether the entry at `at` of the writer's order was noted and is what it was.
     pub fn stands_at(&self, at: usize) -> bool {
         self.row(at).is_some_and(|row| self.row_stands(row))
@@ -127,14 +203,41 @@ impl Recalled {
     fn row(&self, at: usize) -> Option<usize> {
         let (start, count) = self.parts.order;
         let row = (at < count).then(|| word(&self.bytes, start + 4 * at))?;
-        (row < self.parts.rows.1).then_some(row)
+        (row < self.parts.rows.1 || self.patched(row).is_some()).then_some(row)
+    }
+
+    fn patched_rows(&self) -> &[(u32, Option<Row>)] {
+        self.patch.as_ref().map_or(&[], |patch| &patch.rows)
+    }
+
+    /// The row, if it is one of the patch.
+    fn patched(&self, row: usize) -> Option<&Row> {
+        let at = row.checked_sub(self.parts.rows.1)?;
+        self.patched_rows().get(at)?.1.as_ref()
+    }
+
+    /// All rows that count: those of the memo that no patch replaced, and those of the patch.
+    fn rows(&self) -> impl Iterator<Item = usize> {
+        let (own, patched) = (self.parts.rows.1, self.patched_rows().len());
+        let alive = move |row: &usize| self.alive.get(*row).is_none_or(|alive| *alive);
+        let patched = (own..own + patched).filter(|row| self.patched(*row).is_some());
+        (0..own).filter(alive).chain(patched)
     }
 
     /// The digest and the stamp of the file at `path`, if it has not changed.
     pub fn file(&self, path: &Path) -> Option<(Digest, Stamp)> {
-        let wanted = path.as_os_str().as_bytes();
-        let at = search(self.parts.places.1, |at| Some(self.record(at)?.0.cmp(wanted)))?;
+        let at = self.place(path.as_os_str().as_bytes())?;
         unchanged(&mut Nearby::default(), path, self.record(at)?.1)
+    }
+
+    /// Where the file at `path` is among all.
+    pub(crate) fn place(&self, path: &[u8]) -> Option<usize> {
+        search(self.files(), |at| Some(self.record(at)?.0.cmp(path)))
+    }
+
+    /// How many files are noted.
+    pub(crate) fn files(&self) -> usize {
+        self.parts.places.1
     }
 
     /// Whether no file has changed; `seal` gives what was noted by [`Memo::files`].
@@ -154,7 +257,7 @@ impl Recalled {
             }
         };
         self.files.get_or_init(|| {
-            let count = self.parts.places.1;
+            let count = self.files();
             if count <= CHUNK {
                 let mut nearby = Nearby::default();
                 return (0..count).map(|at| stands(&mut nearby, at)).collect();
@@ -177,49 +280,59 @@ impl Recalled {
     /// Whether every entry is there and what it was. If so, how many were looked at one by one, since
     /// nothing was noted of their directories or something else in there has changed.
     pub fn entries_stand(&self) -> Option<usize> {
-        let (count, mut at, mut looked) = (self.parts.rows.1, 0, 0);
-        let mut nearby = Nearby::of_links();
-        while at < count {
-            let n = usize::from(self.row_key(at).as_bytes()[0]);
-            let end = (at..count).find(|&i| usize::from(self.row_key(i).as_bytes()[0]) != n);
-            let end = end.unwrap_or(count);
-            if !self.shard_stands(n) {
-                looked += end - at;
-                if !(at..end).all(|row| self.entry_stands(&mut nearby, row)) {
-                    return None;
-                }
+        let stand: Vec<bool> = (0..SHARDS).map(|n| self.shard_stands(n)).collect();
+        let (mut nearby, mut looked) = (Nearby::of_links(), 0);
+        for row in self.rows().filter(|row| !stand[self.shard(*row)]) {
+            looked += 1;
+            if !self.entry_stands(&mut nearby, row) {
+                return None;
             }
-            at = end;
         }
         Some(looked)
     }
 
-    /// The memo with the stamps that the directories of entries have now, if any is another one and
-    /// old enough to prove something. To be kept in its place where every entry stands, so that the
-    /// next run need not look at them one by one.
-    pub fn renewed(&self) -> Option<Vec<u8>> {
-        let mut bytes = self.bytes.clone();
-        for (n, now) in self.shards.iter().enumerate() {
-            if let Some(now) = now.filter(|now| now.settled(self.began)) {
-                bytes[self.parts.shards + n * STAMP..][..STAMP].copy_from_slice(&now.bytes());
+    /// Notes in the memo, which is `name`, the stamps that the directories of entries have now, if any
+    /// is another one and old enough to prove something. To be done where every entry stands, so that
+    /// the next run need not look at them one by one. Tells whether there was anything to note.
+    ///
+    /// # Errors
+    /// When it cannot be written; then what was there is there.
+    pub fn renew(&self, cache: &Cache, name: &str) -> Result<bool> {
+        let before = &self.bytes[self.parts.shards..][..SHARDS * STAMP];
+        let mut shards = proving(&self.shards, self.began);
+        for (now, before) in shards.chunks_exact_mut(STAMP).zip(before.chunks_exact(STAMP)) {
+            if now.iter().all(|byte| *byte == 0) {
+                now.copy_from_slice(before);
             }
         }
-        (bytes != self.bytes).then(|| {
-            seal(&mut bytes);
-            bytes
-        })
+        if shards == before {
+            return Ok(false);
+        }
+        let patch = self.patch.clone().unwrap_or_default();
+        let patch = Patch { head: self.head().to_vec(), shards, ..patch };
+        patch.keep(cache, name, self.sum())?;
+        Ok(true)
     }
 
     /// The result of `key` and the stamp of its entry, if that was noted and is what it was.
     pub fn hit(&self, key: &Key) -> Option<(Hit, Stamp)> {
-        let row = search(self.parts.rows.1, |row| Some(self.row_key(row).cmp(key)))?;
+        let patched = self.sorted.binary_search_by_key(key, |row| self.row_key(*row)).ok();
+        let alive = |row: &usize| self.alive.get(*row).is_none_or(|alive| *alive);
+        let own = || search(self.parts.rows.1, |row| Some(self.row_key(row).cmp(key)));
+        let row = patched.map(|at| self.sorted[at]).or_else(|| own().filter(alive))?;
         self.row_stands(row).then(|| Some((self.read(row)?, self.row_stamp(row))))?
     }
 
     fn row_stands(&self, row: usize) -> bool {
-        let at = self.parts.rows.0 + row * ROW;
-        let stands = || self.entry_stands(&mut Nearby::of_links(), row);
-        self.shard_stands(usize::from(self.bytes[at])) || stands()
+        self.shard_stands(self.shard(row)) || self.entry_stands(&mut Nearby::of_links(), row)
+    }
+
+    /// The directory of a row's entry.
+    fn shard(&self, row: usize) -> usize {
+        match self.patched(row) {
+            Some(row) => usize::from(row.key.as_bytes()[0]),
+            None => usize::from(self.bytes[self.parts.rows.0 + row * ROW]),
+        }
     }
 
     fn shard_stands(&self, n: usize) -> bool {
@@ -233,11 +346,17 @@ impl Recalled {
     }
 
     fn row_key(&self, row: usize) -> Key {
+        if let Some(row) = self.patched(row) {
+            return row.key;
+        }
         let at = self.parts.rows.0 + row * ROW;
         Key::from_bytes(self.bytes[at..at + 32].try_into().expect("32 bytes"))
     }
 
     fn row_stamp(&self, row: usize) -> Stamp {
+        if let Some(row) = self.patched(row) {
+            return row.stamp;
+        }
         let at = self.parts.rows.0 + row * ROW + 32;
         Stamp::from_bytes(self.bytes[at..at + STAMP].try_into().expect("40 bytes"))
     }
@@ -248,12 +367,28 @@ impl Recalled {
 
     /// The text of a row's hit, and what follows it.
     fn text(&self, row: usize) -> Option<&[u8]> {
+        if let Some(row) = self.patched(row) {
+            return Some(&row.text);
+        }
         let at = self.parts.rows.0 + row * ROW + 32 + STAMP;
         self.bytes.get(self.parts.hits + word(&self.bytes, at)..)
     }
 
+    /// Where a file's record begins, and where its room ends.
+    fn place_of(&self, at: usize) -> (usize, usize) {
+        let place = |at: usize| self.parts.files + word(&self.bytes, self.parts.places.0 + 4 * at);
+        let path = word(&self.bytes, place(at));
+        (place(at) + 4 + path, place(at + 1))
+    }
+
+    /// The room for a file's record.
+    pub(crate) fn slot(&self, at: usize) -> usize {
+        let (start, end) = self.place_of(at);
+        end.saturating_sub(start)
+    }
+
     /// Path and record of a file.
-    fn record(&self, at: usize) -> Option<(&[u8], &[u8])> {
+    pub(crate) fn record(&self, at: usize) -> Option<(&[u8], &[u8])> {
         let from = self.parts.files + word(&self.bytes, self.parts.places.0 + 4 * at);
         let mut reader = Reader(self.bytes.get(from..)?);
         let len = reader.word()? as usize;

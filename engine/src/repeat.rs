@@ -133,11 +133,9 @@ pub fn repeat(
     if !recalled.files_stand(&inputs::seal) {
         return Ok(None);
     }
-    if looked >= MANY
-        && let Some(renewed) = recalled.renewed()
-    {
+    if looked >= MANY {
         // At worst the next run looks at them again.
-        let _ = cache.keep_file(name, &renewed);
+        let _ = recalled.renew(cache, name);
     }
     // Before a record is begun: what the events of the base do not tell.
     let hit = |&step: &usize| {

@@ -1,12 +1,11 @@
 //! Looks keys and files up, first in what the last run that asked the same found, and collects what
 //! this one finds. Knows no schedule.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cache::{Cache, Carried, Hit, Key, Memo};
-use rayon::prelude::*;
 
 use super::{Options, Settled};
 use crate::event::Summary;
@@ -17,9 +16,6 @@ use crate::repeat::{self, Earlier, Head};
 
 /// From so many files of the user's on, memory matters more than the time to give it back.
 const MANY: usize = 20_000;
-
-/// So many results one thread reads at a time.
-const PIECE: usize = 512;
 
 /// In place of the key of a step that has none.
 const NONE: Key = Key::from_bytes([0; 32]);
@@ -34,7 +30,7 @@ pub(super) struct Finder {
     /// Of each step of the plan whether it stands as the earlier run found it. Empty where no step is
     /// known to.
     stand: Vec<bool>,
-    /// What the earlier run found of those that do, until that is taken.
+    /// What the earlier run found of those of them that somebody will ask for, until that is taken.
     hits: Vec<(usize, Key, Hit)>,
 }
 
@@ -96,10 +92,13 @@ impl Finder {
         let others = stand.iter().filter(|stands| !**stands).count();
         let any = others < stand.len();
         if any && but + others <= plan.steps.len() / 8 + 8 {
-            let hit = |at: usize| earlier.recalled.hit_at(at).map(|(key, hit)| (at, key, hit));
-            let standing = (0..stand.len()).into_par_iter().with_min_len(PIECE);
-            let hits: Option<Vec<_>> = standing.filter(|at| stand[*at]).map(hit).collect();
-            if let Some(hits) = hits {
+            let mut asked: BTreeSet<usize> = head.but.iter().copied().collect();
+            for step in plan.steps.iter().zip(&stand).filter(|(_, stands)| !**stands) {
+                asked.extend(lookup::needs(step.0));
+            }
+            let asked = asked.into_iter().filter(|step| stand[*step]);
+            let hits = asked.map(|at| earlier.recalled.hit_at(at).map(|(key, hit)| (at, key, hit)));
+            if let Some(hits) = hits.collect() {
                 (self.stand, self.hits) = (stand, hits);
             }
         }
@@ -111,7 +110,8 @@ impl Finder {
         Some((earlier, &self.stand))
     }
 
-    /// What the earlier run found of the steps that stand, in their order, once.
+    /// What the earlier run found of the steps that stand, those that somebody will ask for, in their
+    /// order, once.
     pub fn take_hits(&mut self) -> Vec<(usize, Key, Hit)> {
         std::mem::take(&mut self.hits)
     }

@@ -55,7 +55,8 @@ const POLL_REMOTE: Duration = Duration::from_secs(2);
 pub struct Settled {
     /// Its key, once its inputs were known.
     pub key: Option<Key>,
-    /// Its artifacts, once it was done.
+    /// Its artifacts, once it was done. Of what stands as an earlier run found it, only where another
+    /// step asks for them.
     pub outputs: Option<Vec<Output>>,
 }
 

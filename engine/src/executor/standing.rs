@@ -7,7 +7,7 @@ use cache::Cache;
 use super::found::{Finder, not_as_before};
 use super::{Executor, Options};
 use crate::event::Event;
-use crate::lookup::Files;
+use crate::lookup::{self, Files};
 use crate::plan::{Plan, Source};
 use crate::run;
 
@@ -51,30 +51,40 @@ impl Executor<'_> {
     /// order are positions in the plan.
     pub(super) fn settle_standing(&mut self) {
         let Some((earlier, stand)) = self.finder.standing() else { return };
-        let (but, run) = (not_as_before(&earlier.head, stand), earlier.head.base.clone());
+        let (earlier, stand) = (earlier.clone(), stand.to_vec());
+        let (but, run) = (not_as_before(&earlier.head, &stand), earlier.head.base.clone());
         self.emit(Event::Unchanged { run, but: but.clone() });
         let uses = self.finder.notes_uses();
-        for (step, key, hit) in self.finder.take_hits() {
-            if uses {
-                self.cache.used(&key);
+        for step in (0..stand.len()).filter(|step| stand[*step]) {
+            let key = earlier.recalled.key(step);
+            if uses && let Some(key) = &key {
+                self.cache.used(key);
             }
-            self.settled[step].key = Some(key);
+            self.settled[step].key = key;
             self.summary.cached += 1;
-            self.summary.saved_s += hit.seconds;
+            self.summary.saved_s += earlier.recalled.seconds_at(step).unwrap_or_default();
+            self.schedule.hit(step);
+        }
+        for (step, key, hit) in self.finder.take_hits() {
             if but.binary_search(&step).is_ok() {
                 let outputs = hit.outputs.clone();
                 self.emit(Event::Cached { step, key, saved_s: hit.seconds, outputs });
             }
             self.settled[step].outputs = Some(hit.outputs);
-            self.schedule.hit(step);
         }
     }
 
     /// Steps that are to run again stand no more, if they did: what they read is looked at, and has to
     /// be what it was.
     pub(super) fn fall(&mut self, steps: &[usize]) -> Result<(), String> {
-        let Some((_, stand)) = self.finder.standing() else { return Ok(()) };
+        let Some((earlier, stand)) = self.finder.standing() else { return Ok(()) };
         let fallen: Vec<usize> = steps.iter().copied().filter(|&step| stand[step]).collect();
+        for step in fallen.iter().flat_map(|&step| lookup::upstream(self.plan, step)) {
+            if stand[step] && self.settled[step].outputs.is_none() {
+                let hit = earlier.recalled.hit_at(step);
+                self.settled[step].outputs = hit.map(|(_, hit)| hit.outputs);
+            }
+        }
         for (pattern, files) in self.finder.user_files(self.plan, &fallen, self.cache) {
             self.files.entry(pattern).or_insert(files);
         }
