@@ -98,9 +98,10 @@ pub fn load(
     if origin.gpus.is_some_and(|noted| noted != gpus()) {
         return None;
     }
-    let plan = kept::parse(plan)?;
     let earlier = earlier.filter(|earlier| earlier.head.plan.as_ref() == Some(&origin.record));
-    if !all_there(&plan, earlier) {
+    let (plan, changed) = rayon::join(|| kept::parse(plan), || earlier.map(Earlier::changed));
+    let plan = plan?;
+    if !all_there(&plan, changed.as_deref()) {
         return None;
     }
     let Origin { params, profiles, executor, record, .. } = origin;
@@ -108,11 +109,12 @@ pub fn load(
     Some(Kept { loaded, record })
 }
 
-/// Whether every path that the plan names stands for something: else planning would complain.
-fn all_there(plan: &Plan, earlier: Option<&Earlier>) -> bool {
+/// Whether every path that the plan names stands for something: else planning would complain. If it
+/// is known which have `changed` (sorted), the others do.
+fn all_there(plan: &Plan, changed: Option<&[&OsStr]>) -> bool {
     let ports = plan.steps.iter().flat_map(|step| &step.inputs);
     let paths = ports.flat_map(|port| &port.sources).filter_map(lookup::path);
-    let paths: HashSet<&OsStr> = match earlier.map(Earlier::changed) {
+    let paths: HashSet<&OsStr> = match changed {
         Some(changed) => paths.filter(|path| changed.binary_search(path).is_ok()).collect(),
         None => paths.collect(),
     };

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use cache::Digest;
 use rayon::prelude::*;
@@ -62,17 +61,11 @@ pub fn parse(bytes: &[u8]) -> Option<Plan> {
     }
     let texts = take_all(&mut body)?;
     let texts: Option<Vec<&str>> = texts.into_iter().map(|b| std::str::from_utf8(b).ok()).collect();
-    let mut tables = Tables { texts: texts?, ..Tables::default() };
-    tables.shared = tables.texts.iter().map(|_| OnceLock::new()).collect();
-    let params = take_all(&mut body)?;
-    tables.params = params.into_iter().map(Params::of_bytes).collect();
-    let (common, pieces) = (take_all(&mut body)?, take_all(&mut body)?);
-    let of = |bytes| Reader { bytes, tables: &tables };
-    let common = common.into_par_iter().with_min_len(PIECE).map(|bytes| of(bytes).common());
-    let common: Vec<Step> = common.collect::<Option<_>>()?;
-    let steps = pieces.into_par_iter().map(|bytes| of(bytes).list(|from| from.step(&common)));
+    let (params, common) = (take_all(&mut body)?, take_all(&mut body)?);
+    let (pieces, tables) = (take_all(&mut body)?, Tables { texts: texts?, params, common });
+    let steps = pieces.into_par_iter().map(|bytes| Reader::of(bytes, &tables).list(Reader::step));
     let steps: Vec<Vec<Step>> = steps.collect::<Option<_>>()?;
-    let mut from = of(body);
+    let mut from = Reader::of(body, &tables);
     let (name, file) = (from.text()?.to_string(), from.path()?);
     let outputs = from.list(|from| {
         let (name, source) = (from.text()?.to_string(), from.source()?);
@@ -244,20 +237,46 @@ impl Writer {
 }
 
 /// What steps name by number.
-#[derive(Default)]
 struct Tables<'a> {
     texts: Vec<&'a str>,
-    /// Those of them that steps share.
-    shared: Vec<OnceLock<Text>>,
-    params: Vec<Params>,
+    params: Vec<&'a [u8]>,
+    common: Vec<&'a [u8]>,
+}
+
+/// What was made of the parts of a table lately, to be shared by all that name them. Each piece has
+/// its own: threads that count who shares one and the same part would hold each other up.
+struct Lately<T>([Option<(usize, T)>; 16]);
+
+impl<T> Default for Lately<T> {
+    fn default() -> Lately<T> {
+        Lately(std::array::from_fn(|_| None))
+    }
+}
+
+impl<T: Clone> Lately<T> {
+    fn get(&mut self, at: usize, make: impl FnOnce() -> Option<T>) -> Option<T> {
+        let place = &mut self.0[at % 16];
+        if place.as_ref().is_none_or(|(of, _)| *of != at) {
+            *place = Some((at, make()?));
+        }
+        place.as_ref().map(|(_, made)| made.clone())
+    }
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
     tables: &'a Tables<'a>,
+    texts: Lately<Text>,
+    params: Lately<Params>,
+    common: Lately<Step>,
 }
 
 impl<'a> Reader<'a> {
+    fn of(bytes: &'a [u8], tables: &'a Tables<'a>) -> Reader<'a> {
+        let (texts, params, common) = Default::default();
+        Reader { bytes, tables, texts, params, common }
+    }
+
     fn number(&mut self) -> Option<u64> {
         params::number(&mut self.bytes)
     }
@@ -277,8 +296,7 @@ impl<'a> Reader<'a> {
 
     fn shared(&mut self) -> Option<Text> {
         let at = self.number()? as usize;
-        let (text, shared) = (self.tables.texts.get(at)?, self.tables.shared.get(at)?);
-        Some(shared.get_or_init(|| Text::from(*text)).clone())
+        self.texts.get(at, || self.tables.texts.get(at).map(|text| Text::from(*text)))
     }
 
     fn path(&mut self) -> Option<PathBuf> {
@@ -336,14 +354,16 @@ impl<'a> Reader<'a> {
         Some(Port { name, named, list, place: self.place()?, sources: self.list(Reader::source)? })
     }
 
-    fn step(&mut self, common: &[Step]) -> Option<Step> {
+    fn step(&mut self) -> Option<Step> {
         let name = self.text()?.to_string();
         let coords = self.list(|from| Some((from.shared()?, params::take(&mut from.bytes)?)))?;
-        let params = self.number()? as usize;
-        let params = self.tables.params.get(params)?.clone();
+        let (at, tables) = (self.number()? as usize, self.tables);
+        let params = self.params.get(at, || tables.params.get(at).map(|b| Params::of_bytes(b)))?;
         let inputs = self.list(Reader::port)?;
         let after = self.list(|from| Some(from.number()? as usize))?;
-        let common = common.get(self.number()? as usize)?.clone();
+        let at = self.number()? as usize;
+        let common = || Reader::of(tables.common.get(at)?, tables).common();
+        let common = self.common.get(at, common)?;
         Some(Step { name, coords, params, inputs, after, ..common })
     }
 
