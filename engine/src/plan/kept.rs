@@ -1,10 +1,11 @@
 //! Plans as bytes, kept under the digests of all that they were made from, so that a long pipeline
 //! is not parsed and checked anew by every run. Knows every field of a plan, and no cache.
 //!
-//! Texts, parameters and what the instances of a matrix have in common are written once and named by
-//! number; steps lie in pieces that are read side by side.
+//! Texts, parameters, origins and what else many steps have in common, as instances of a matrix and
+//! steps of one kind do, are written once and named by number; steps lie in pieces that are read side
+//! by side.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use cache::Digest;
@@ -15,7 +16,7 @@ use super::shared::{Shared, Text};
 use super::{Output, Place, Plan, Port, Resources, Source, Step, Use};
 
 /// Raised with every change of a plan's fields.
-const MAGIC: &[u8] = b"pipe plan 4\n";
+const MAGIC: &[u8] = b"pipe plan 5\n";
 /// Steps in a piece.
 const PIECE: usize = 1024;
 
@@ -40,6 +41,7 @@ pub fn render(plan: &Plan) -> Vec<u8> {
     put_all(&mut body, to.texts.all());
     put_all(&mut body, to.params.all());
     put_all(&mut body, to.common.all());
+    put_all(&mut body, to.origins.all());
     put_all(&mut body, &pieces);
     body.extend_from_slice(&rest);
     [MAGIC, Digest::of(&body).as_bytes(), &body].concat()
@@ -62,7 +64,8 @@ pub fn parse(bytes: &[u8]) -> Option<Plan> {
     let texts = take_all(&mut body)?;
     let texts: Option<Vec<&str>> = texts.into_iter().map(|b| std::str::from_utf8(b).ok()).collect();
     let (params, common) = (take_all(&mut body)?, take_all(&mut body)?);
-    let (pieces, tables) = (take_all(&mut body)?, Tables { texts: texts?, params, common });
+    let (origins, pieces) = (take_all(&mut body)?, take_all(&mut body)?);
+    let tables = Tables { texts: texts?, params, common, origins };
     let steps = pieces.into_par_iter().map(|bytes| Reader::of(bytes, &tables).list(Reader::step));
     let steps: Vec<Vec<Step>> = steps.collect::<Option<_>>()?;
     let mut from = Reader::of(body, &tables);
@@ -116,6 +119,7 @@ struct Writer {
     texts: Table,
     params: Table,
     common: Table,
+    origins: Table,
 }
 
 impl Writer {
@@ -198,8 +202,15 @@ impl Writer {
             to.list(&port.sources, Writer::source);
         });
         self.list(after, |to, at| to.number(*at as u64));
-        let own = std::mem::take(&mut self.bytes);
         self.text(group);
+        self.place(place);
+        let own = std::mem::take(&mut self.bytes);
+        self.number(origins.len() as u64);
+        for (name, place) in origins.iter() {
+            self.text(name);
+            self.place(place);
+        }
+        let origins = self.origins.number(&std::mem::take(&mut self.bytes));
         self.text(stage);
         self.list(ports, |to, (name, list, file)| {
             to.text(name);
@@ -216,12 +227,6 @@ impl Writer {
         self.maybe_float(*timeout_s);
         self.number(u64::from(*cache));
         self.list(secrets, |to, name| to.text(name));
-        self.place(place);
-        self.number(origins.len() as u64);
-        for (name, place) in origins.iter() {
-            self.text(name);
-            self.place(place);
-        }
         self.list(uses, |to, one| {
             let Use { parameter, name, value, place } = one;
             to.text(parameter);
@@ -232,6 +237,7 @@ impl Writer {
         self.maybe_text(auto.as_deref());
         let common = std::mem::replace(&mut self.bytes, own);
         let common = self.common.number(&common);
+        self.number(origins);
         self.number(common);
     }
 }
@@ -241,6 +247,7 @@ struct Tables<'a> {
     texts: Vec<&'a str>,
     params: Vec<&'a [u8]>,
     common: Vec<&'a [u8]>,
+    origins: Vec<&'a [u8]>,
 }
 
 /// What was made of the parts of a table lately, to be shared by all that name them. Each piece has
@@ -254,12 +261,13 @@ impl<T> Default for Lately<T> {
 }
 
 impl<T: Clone> Lately<T> {
-    fn get(&mut self, at: usize, make: impl FnOnce() -> Option<T>) -> Option<T> {
-        let place = &mut self.0[at % 16];
-        if place.as_ref().is_none_or(|(of, _)| *of != at) {
-            *place = Some((at, make()?));
-        }
-        place.as_ref().map(|(_, made)| made.clone())
+    fn known(&self, at: usize) -> Option<T> {
+        let (of, made) = self.0[at % 16].as_ref()?;
+        (*of == at).then(|| made.clone())
+    }
+
+    fn keep(&mut self, at: usize, made: T) -> T {
+        self.0[at % 16].insert((at, made)).1.clone()
     }
 }
 
@@ -269,12 +277,13 @@ struct Reader<'a> {
     texts: Lately<Text>,
     params: Lately<Params>,
     common: Lately<Step>,
+    origins: Lately<Shared<BTreeMap<String, Place>>>,
 }
 
 impl<'a> Reader<'a> {
     fn of(bytes: &'a [u8], tables: &'a Tables<'a>) -> Reader<'a> {
-        let (texts, params, common) = Default::default();
-        Reader { bytes, tables, texts, params, common }
+        let (texts, params, common, origins) = Default::default();
+        Reader { bytes, tables, texts, params, common, origins }
     }
 
     fn number(&mut self) -> Option<u64> {
@@ -296,7 +305,27 @@ impl<'a> Reader<'a> {
 
     fn shared(&mut self) -> Option<Text> {
         let at = self.number()? as usize;
-        self.texts.get(at, || self.tables.texts.get(at).map(|text| Text::from(*text)))
+        match self.texts.known(at) {
+            Some(text) => Some(text),
+            None => Some(self.texts.keep(at, Text::from(*self.tables.texts.get(at)?))),
+        }
+    }
+
+    /// What `read` makes of the bytes of a table, unless that was made lately.
+    fn part<T: Clone>(
+        &mut self,
+        table: &[&'a [u8]],
+        lately: impl Fn(&mut Self) -> &mut Lately<T>,
+        read: impl Fn(&mut Self) -> Option<T>,
+    ) -> Option<T> {
+        let at = self.number()? as usize;
+        if let Some(known) = lately(self).known(at) {
+            return Some(known);
+        }
+        let rest = std::mem::replace(&mut self.bytes, table.get(at)?);
+        let made = read(self)?;
+        self.bytes = rest;
+        Some(lately(self).keep(at, made))
     }
 
     fn path(&mut self) -> Option<PathBuf> {
@@ -357,20 +386,30 @@ impl<'a> Reader<'a> {
     fn step(&mut self) -> Option<Step> {
         let name = self.text()?.to_string();
         let coords = self.list(|from| Some((from.shared()?, params::take(&mut from.bytes)?)))?;
-        let (at, tables) = (self.number()? as usize, self.tables);
-        let params = self.params.get(at, || tables.params.get(at).map(|b| Params::of_bytes(b)))?;
+        let Tables { params, common, origins, .. } = self.tables;
+        let of = |from: &mut Self| Some(Params::of_bytes(from.bytes));
+        let params = self.part(params, |from| &mut from.params, of)?;
         let inputs = self.list(Reader::port)?;
         let after = self.list(|from| Some(from.number()? as usize))?;
-        let at = self.number()? as usize;
-        let common = || Reader::of(tables.common.get(at)?, tables).common();
-        let common = self.common.get(at, common)?;
-        Some(Step { name, coords, params, inputs, after, ..common })
+        let (group, place) = (self.shared()?, self.place()?);
+        let origins = self.part(origins, |from| &mut from.origins, Reader::origins)?;
+        let common = self.part(common, |from| &mut from.common, Reader::common)?;
+        Some(Step { name, group, coords, params, inputs, after, place, origins, ..common })
+    }
+
+    fn origins(&mut self) -> Option<Shared<BTreeMap<String, Place>>> {
+        let mut origins = BTreeMap::new();
+        // One by one: to collect them would sort them.
+        for _ in 0..self.number()? {
+            origins.insert(self.text()?.to_string(), self.place()?);
+        }
+        Some(origins.into())
     }
 
     /// A step without what is its own.
     fn common(&mut self) -> Option<Step> {
         let own = |text: Option<&str>| text.map(str::to_string);
-        let mut step = Step { group: self.shared()?, stage: self.shared()?, ..Step::default() };
+        let mut step = Step { stage: self.shared()?, ..Step::default() };
         step.ports = Shared::from(
             self.list(|from| Some((own(from.text())?, from.flag()?, own(from.text())?)))?,
         );
@@ -382,13 +421,6 @@ impl<'a> Reader<'a> {
         step.timeout_s = self.maybe_float()?;
         step.cache = self.flag()?;
         step.secrets = self.list(|from| own(from.text()))?.into();
-        step.place = self.place()?;
-        // One by one: to collect them would sort them.
-        for _ in 0..self.number()? {
-            let name = self.text()?.to_string();
-            let place = self.place()?;
-            step.origins.insert(name, place);
-        }
         step.uses = Shared::from(self.list(|from| {
             let (parameter, name) = (own(from.text())?, own(from.text())?);
             Some(Use { parameter, name, value: own(from.text())?, place: from.place()? })
@@ -399,95 +431,4 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use serde_json::json;
-
-    use super::*;
-
-    fn place(line: usize) -> Place {
-        Place { file: "pipe.yaml".into(), line, column: 300 }
-    }
-
-    fn plan() -> Plan {
-        let sources = vec![
-            Source::Step { step: 0, port: "model".into(), index: Some(u32::MAX) },
-            Source::Path { path: "/a/b c".into() },
-            Source::Hub { name: "o/n@main".into() },
-        ];
-        let params = json!({ "lr": 3e-4, "n": -7, "most": u64::MAX, "text": "ä\"", "none": null,
-            "list": [true, false, [], {}], "run": ["sh", "-c", "cat ${in.x}"] });
-        let step = Step {
-            name: "align[2]".into(),
-            group: "align".into(),
-            coords: vec![("layer".into(), json!(2)), ("lr".into(), json!("3e-4"))],
-            stage: "align".into(),
-            params: params.into(),
-            inputs: vec![Port {
-                name: "in".into(),
-                named: true,
-                list: false,
-                place: place(3),
-                sources,
-            }],
-            after: vec![0, 200],
-            ports: vec![("out".into(), true, "out.txt".into())].into(),
-            resources: Resources {
-                cpu: Some(0),
-                gpu: 2,
-                memory: u64::MAX,
-                vram: 1 << 33,
-                gpu_type: Some("h100".into()),
-                time_s: Some(90.5),
-            }
-            .into(),
-            retries: 1000,
-            timeout_s: Some(0.25),
-            cache: true,
-            secrets: vec!["TOKEN".into()].into(),
-            place: place(1),
-            origins: BTreeMap::from([("lr".to_string(), place(9)), ("n".to_string(), place(0))])
-                .into(),
-            uses: vec![Use {
-                parameter: "run".into(),
-                name: "params.word".into(),
-                value: "cat".into(),
-                place: place(7),
-            }]
-            .into(),
-            auto: Some("there is a GPU".into()),
-        };
-        let other = Step { auto: None, timeout_s: None, cache: false, ..step.clone() };
-        let output = Output {
-            name: "student".into(),
-            source: Source::Step { step: 1, port: "model".into(), index: None },
-            to: "/out".into(),
-            place: place(20),
-        };
-        Plan {
-            name: "bench".into(),
-            file: "/x/pipe.yaml".into(),
-            steps: vec![Step::default(), step, other],
-            outputs: vec![output],
-        }
-    }
-
-    #[test]
-    fn a_plan_comes_back_in_every_field() {
-        let plan = plan();
-        let back = parse(&render(&plan)).unwrap();
-        assert_eq!(serde_json::to_value(&back).unwrap(), serde_json::to_value(&plan).unwrap());
-    }
-
-    #[test]
-    fn nothing_but_the_whole_is_read() {
-        let bytes = render(&plan());
-        for at in 0..bytes.len() {
-            assert!(parse(&bytes[..at]).is_none(), "cut at {at}");
-            let mut bytes = bytes.clone();
-            bytes[at] ^= 1;
-            assert!(parse(&bytes).is_none(), "flip at {at}");
-        }
-    }
-}
+mod tests;
