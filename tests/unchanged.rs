@@ -310,6 +310,69 @@ fn what_stands_is_settled_at_once_and_reads_as_if_it_had_been_looked_up() {
 }
 
 #[test]
+fn a_small_change_of_many_steps_is_kept_beside_the_memo() {
+    let project = Project::with(
+        "steps:
+  s: { matrix: { i: 0..300 }, stage: command, in: { x: './in/${matrix.i}' }, run: 'cat ${in.x} > ${out.y}', out: { y: y } }
+outputs: { y: { from: 's[7].y', to: out/y } }
+",
+    );
+    (0..300).for_each(|i| project.write(&format!("in/{i}"), &i.to_string()));
+    assert_eq!(project.run(&[]), "0 cached, 300 ran");
+    settle();
+    assert_eq!(project.run(&[]), "300 cached, 0 ran");
+    let memo = fs::read(index(&project, "memo-")).unwrap();
+    for (turn, changed) in [250, 7, 0, 7].iter().enumerate() {
+        let file = format!("in/{changed}");
+        let before = project.read(&file);
+        project.write(&file, &format!("turn {turn}"));
+        assert_eq!(project.run(&[]), "299 cached, 1 ran", "{changed}");
+        project.write(&file, &before);
+        assert_eq!(project.run(&[]), "300 cached, 0 ran", "{changed} as it was");
+        project.write(&file, &format!("turn {turn}"));
+        assert_eq!(project.run(&[]), "300 cached, 0 ran", "{changed} again");
+        assert_eq!(project.read("out/y"), project.read("in/7"));
+        settle();
+        assert_eq!(project.run(&[]), "300 cached, 0 ran");
+        assert_eq!(project.run(&[]), "300 cached, 0 ran");
+        assert!(told(&project), "{changed}");
+        assert!(fs::read(index(&project, "memo-")).unwrap() == memo, "{changed}");
+        assert!(fs::metadata(index(&project, "patch-")).unwrap().len() < memo.len() as u64 / 4);
+    }
+    let told = steps(&project);
+    assert_eq!(project.run(&["--paranoid"]), "300 cached, 0 ran");
+    assert_eq!(told, steps(&project), "as if each had been looked up");
+    fs::remove_file(index(&project, "memo-")).unwrap();
+    assert_eq!(project.run(&[]), "300 cached, 0 ran", "a patch of no memo is none");
+}
+
+#[test]
+fn what_was_found_by_bytes_that_are_lost_is_not_found_by_those_made_again() {
+    let step = |name: &str, reads: &str, run: &str| {
+        format!(
+            "  {name}: {{ stage: command, {reads} run: '{run} > ${{out.x}}', out: {{ x: x }} }}\n"
+        )
+    };
+    let steps = [
+        step("a", "", "date +%s%N"),
+        step("b", "in: { x: a.x },", "cat ${in.x}"),
+        step("c", "in: { x: a.x, y: ./c.txt },", "cat ${in.x} ${in.y}"),
+    ];
+    let project = Project::with(&format!("steps:\n{}", steps.concat()));
+    project.write("c.txt", "1");
+    assert_eq!(project.run(&[]), "0 cached, 3 ran");
+    lose_objects(&project);
+    project.write("c.txt", "2");
+    settle();
+    let ran = run(&project);
+    assert_eq!(ran.counts(), "2 cached, 2 ran", "a is a hit first: {}", ran.stderr);
+    assert!(ran.stderr.contains("keyed anew"), "{}", ran.stderr);
+    assert_eq!(project.run(&[]), "2 cached, 1 ran", "b read what is no more");
+    settle();
+    assert_eq!(project.run(&[]), "3 cached, 0 ran");
+}
+
+#[test]
 fn lost_bytes_of_what_stands_are_made_again() {
     let project = long();
     assert_eq!(project.run(&[]), "0 cached, 4 ran");

@@ -210,6 +210,7 @@ impl Memo {
         carried: Option<&Carried<'_>>,
     ) -> Result<()> {
         self.sort();
+        carried.into_iter().for_each(|carried| self.doubt(carried));
         if let Some(carried) = carried
             && let Some(patch) = self.patch(head, order, carried)
         {
@@ -236,6 +237,23 @@ impl Memo {
         self.files = files;
         self.hits.sort_unstable_by_key(|(key, ..)| *key);
         self.hits.dedup_by_key(|(key, ..)| *key);
+    }
+
+    /// Files that stood when they were compared and were something else when they were read again: what
+    /// is carried of who reads them was found of the one, and the other must not vouch for it.
+    fn doubt(&mut self, carried: &Carried<'_>) {
+        for file in &mut self.files {
+            let (path, record) = file.of(&self.texts);
+            let Some(at) = carried.from.place(path) else { continue };
+            let stood = carried.files.get(at) == Some(&true);
+            if stood && carried.from.record(at).is_some_and(|(_, earlier)| earlier != record) {
+                let path = path.to_vec();
+                file.start = self.texts.len();
+                file.record = 1;
+                self.texts.extend_from_slice(&path);
+                self.texts.push(UNPROVED);
+            }
+        }
     }
 
     /// All that differs from the memo that things are carried from; `None` where that one is better

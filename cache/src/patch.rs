@@ -5,7 +5,8 @@
 //! has all that differs, and takes the place of the one before. See `memo.rs` and `recall.rs`.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::time::SystemTime;
 
 use crate::bytes_of::{Reader, put};
 use crate::cache::Cache;
@@ -54,7 +55,12 @@ impl Patch {
     /// # Errors
     /// When it cannot be written; then what was there is there.
     pub fn keep(&self, cache: &Cache, name: &str, sum: &[u8]) -> Result<()> {
-        cache.keep_file(&file(name), &self.render(sum))
+        cache.keep_file(&file(name), &self.render(sum))?;
+        // Of memos those go that were not written for longest.
+        if let Ok(memo) = File::open(cache.kept_file(name)) {
+            let _ = memo.set_modified(SystemTime::now());
+        }
+        Ok(())
     }
 
     /// Removes that of the memo `name`, which is nothing any more.
@@ -316,6 +322,51 @@ mod tests {
             assert_eq!(whole.hit_at(at), earlier.hit_at(STEPS - 1 - at));
             assert_eq!(whole.hit(key), earlier.hit(key));
         }
+    }
+
+    #[test]
+    fn a_file_that_changes_between_two_looks_vouches_for_nothing() {
+        let place = Place::new();
+        let (path, at) = (place.file(7), place.dir.path().join("at"));
+        let point = |to: &Path| {
+            let _ = fs::remove_file(&at);
+            std::os::unix::fs::symlink(to, &at).unwrap();
+        };
+        point(&path);
+        let stamp = || Stamp::of(&fs::metadata(&at).unwrap());
+        let mut memo = place.cache.memo();
+        assert!(memo.file(&at, &stamp(), &Digest::of(b"x")));
+        place.note(&mut memo, 0..STEPS).write("memo-x", b"0", None);
+        for (name, patched) in [("memo-x", true), ("memo-y", false)] {
+            let earlier = place.recall();
+            let files = earlier.verdicts(&|_| None).to_vec();
+            // Another file, and one that is old: what it is is certain.
+            point(&place.file(8));
+            let mut memo = Memo::after(&earlier);
+            assert!(memo.file(&at, &stamp(), &Digest::of(b"x")));
+            let mut keys = place.keys.clone();
+            // Of other steps it is written anew.
+            keys.truncate(if patched { STEPS } else { STEPS - 1 });
+            let carried = Carried { from: &earlier, files: &files, keys: &[true; STEPS] };
+            memo.write(&place.cache, name, b"01", &keys, Some(&carried)).unwrap();
+            let recalled = place.cache.recall(name).unwrap();
+            assert_eq!((recalled.head(), recalled.patch().is_some()), (&b"01"[..], patched));
+            assert_eq!(recalled.changed(&|_| None), [at.as_os_str()], "{name}");
+            assert!(recalled.file(&at).is_none());
+            point(&path);
+            Patch::forget(&place.cache, "memo-x");
+        }
+    }
+
+    #[test]
+    fn after_a_while_each_entry_is_looked_at() {
+        let place = Place::new();
+        let mut recalled = place.recall();
+        fs::remove_file(place.cache.layout().entry(&place.keys[7])).unwrap();
+        assert!(recalled.hit(&place.keys[7]).is_some(), "as it was when the run began");
+        recalled.age();
+        assert!(recalled.hit(&place.keys[7]).is_none());
+        assert!(recalled.hit(&place.keys[8]).is_some());
     }
 
     #[test]

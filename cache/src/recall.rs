@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rayon::prelude::*;
 
@@ -23,6 +23,8 @@ use crate::stat::Stamp;
 
 /// Files that one thread looks at before another is asked to help.
 const CHUNK: usize = 512;
+/// For so long what directories of entries say tells of the entries in them.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// What an earlier run found.
 #[derive(Debug)]
@@ -39,6 +41,7 @@ pub struct Recalled {
     sorted: Vec<usize>,
     /// When it was read back, and the stamps of the directories of entries then.
     began: SystemTime,
+    read_back: Instant,
     shards: Vec<Option<Stamp>>,
     files: OnceLock<Vec<bool>>,
 }
@@ -68,6 +71,7 @@ impl Cache {
             alive: Vec::new(),
             sorted: Vec::new(),
             began: SystemTime::now(),
+            read_back: Instant::now(),
             shards: Vec::new(),
             files: OnceLock::new(),
         };
@@ -149,8 +153,9 @@ impl Recalled {
         }
         self.bytes[self.parts.shards..][..SHARDS * STAMP].copy_from_slice(&patch.shards);
         for (at, record) in &patch.files {
-            let (start, _) = self.place_of(*at as usize);
-            self.bytes[start..start + record.len()].copy_from_slice(record);
+            if let Some((start, _)) = self.place_of(*at as usize) {
+                self.bytes[start..start + record.len()].copy_from_slice(record);
+            }
         }
         for (row, (at, known)) in patch.rows.iter().enumerate() {
             let row = if known.is_some() { (own + row) as u32 } else { u32::MAX };
@@ -277,9 +282,12 @@ impl Recalled {
         paths
     }
 
-    /// Whether every entry is there and what it was. If so, how many were looked at one by one, since
+    /// Whether every entry is noted, there, and what it was. If so, how many were looked at one by one, since
     /// nothing was noted of their directories or something else in there has changed.
     pub fn entries_stand(&self) -> Option<usize> {
+        if !(0..self.len()).all(|at| self.row(at).is_some()) {
+            return None;
+        }
         let stand: Vec<bool> = (0..SHARDS).map(|n| self.shard_stands(n)).collect();
         let (mut nearby, mut looked) = (Nearby::of_links(), 0);
         for row in self.rows().filter(|row| !stand[self.shard(*row)]) {
@@ -320,7 +328,18 @@ impl Recalled {
         let alive = |row: &usize| self.alive.get(*row).is_none_or(|alive| *alive);
         let own = || search(self.parts.rows.1, |row| Some(self.row_key(row).cmp(key)));
         let row = patched.map(|at| self.sorted[at]).or_else(|| own().filter(alive))?;
-        self.row_stands(row).then(|| Some((self.read(row)?, self.row_stamp(row))))?
+        // What was there at first may be gone from under a run that takes hours.
+        let stands = match self.read_back.elapsed() < FRESH {
+            true => self.row_stands(row),
+            false => self.entry_stands(&mut Nearby::of_links(), row),
+        };
+        stands.then(|| Some((self.read(row)?, self.row_stamp(row))))?
+    }
+
+    /// As if it had been read back a while ago.
+    #[cfg(test)]
+    pub(crate) fn age(&mut self) {
+        self.read_back = Instant::now().checked_sub(FRESH).expect("the clock runs for longer");
     }
 
     fn row_stands(&self, row: usize) -> bool {
@@ -375,16 +394,16 @@ impl Recalled {
     }
 
     /// Where a file's record begins, and where its room ends.
-    fn place_of(&self, at: usize) -> (usize, usize) {
+    fn place_of(&self, at: usize) -> Option<(usize, usize)> {
         let place = |at: usize| self.parts.files + word(&self.bytes, self.parts.places.0 + 4 * at);
-        let path = word(&self.bytes, place(at));
-        (place(at) + 4 + path, place(at + 1))
+        let path = Reader(self.bytes.get(place(at)..)?).word()? as usize;
+        let (start, end) = (place(at) + 4 + path, place(at + 1));
+        (start <= end && end <= self.bytes.len()).then_some((start, end))
     }
 
     /// The room for a file's record.
     pub(crate) fn slot(&self, at: usize) -> usize {
-        let (start, end) = self.place_of(at);
-        end.saturating_sub(start)
+        self.place_of(at).map_or(0, |(start, end)| end - start)
     }
 
     /// Path and record of a file.

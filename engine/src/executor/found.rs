@@ -1,7 +1,7 @@
 //! Looks keys and files up, first in what the last run that asked the same found, and collects what
 //! this one finds. Knows no schedule.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -129,6 +129,11 @@ impl Finder {
         }
     }
 
+    /// Keeps nothing for the next run: keys that this one found are not what it would find now.
+    pub fn forget(&mut self) {
+        self.memo = None;
+    }
+
     /// Whether the hits are to be noted as used.
     pub fn notes_uses(&self) -> bool {
         self.used_s.is_none()
@@ -199,7 +204,7 @@ impl Finder {
         }
         let mut saved_s = summary.saved_s;
         // What ran is a hit next time, where it is durable and nobody else's result took its place.
-        let hits = if summary.ran > 0 { memo.keys() } else { HashSet::new() };
+        let hits = memo.keys();
         for (at, &step) in steps.iter().enumerate() {
             if self.stand.get(at) == Some(&true) {
                 continue;
@@ -211,7 +216,7 @@ impl Finder {
             let sources = plan.steps[step].inputs.iter().flat_map(|port| &port.sources);
             let hub = sources.into_iter().any(|source| matches!(source, Source::Hub { .. }));
             whole &= plan.steps[step].cache && !hub;
-            if summary.ran == 0 || hits.contains(key) {
+            if hits.contains(key) {
                 continue;
             }
             match cache.lookup_stamped(key) {
@@ -266,7 +271,11 @@ impl Found {
             self.whole &= noted;
         }
         for output in &plan.outputs {
-            self.whole &= inputs::note_as_it_is(&mut self.memo, &output.to);
+            let noted = inputs::note_as_it_is(&mut self.memo, &output.to);
+            if !noted {
+                self.memo.unproved(&output.to);
+            }
+            self.whole &= noted;
         }
         let earlier = self.earlier.as_ref().filter(|_| !self.stand.is_empty());
         let (base, but) = match earlier {

@@ -48,6 +48,8 @@ impl Executor<'_> {
             self.publish(step, publication);
         }
         if rekeyed {
+            // Who needs it may have been settled with the key of the lost bytes.
+            self.finder.forget();
             let text = format!(
                 "`{}` gave other bytes than the lost ones; what needs it is keyed anew",
                 self.plan.steps[step].name

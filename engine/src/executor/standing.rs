@@ -2,6 +2,8 @@
 //! or an entry read, and told by one event that names that run. What of them is not so is looked up
 //! as ever, and so is everything where no earlier run can tell.
 
+use std::collections::HashSet;
+
 use cache::Cache;
 
 use super::found::{Finder, not_as_before};
@@ -20,11 +22,14 @@ pub(super) fn find<'p>(
     run: &str,
 ) -> (Finder, Files<'p>) {
     let mut finder = Finder::new(cache, options);
-    let delivered = |at: usize| {
-        let of = |source: &Source| matches!(source, Source::Step { step, .. } if *step == at);
-        plan.outputs.iter().any(|output| of(&output.source))
+    let of = |source: &Source| match source {
+        Source::Step { step, .. } => Some(*step),
+        _ => None,
     };
-    let looked = |at: usize| !plan.steps[at].cache || options.force.contains(&at) || delivered(at);
+    let delivered: HashSet<usize> =
+        plan.outputs.iter().filter_map(|output| of(&output.source)).collect();
+    let looked =
+        |at: usize| !plan.steps[at].cache || options.force.contains(&at) || delivered.contains(&at);
     if steps.len() == plan.steps.len() {
         finder.stand(plan, options, &looked);
     }
