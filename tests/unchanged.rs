@@ -358,9 +358,13 @@ fn what_was_found_by_bytes_that_are_lost_is_not_found_by_those_made_again() {
         step("b", "in: { x: a.x },", "cat ${in.x}"),
         step("c", "in: { x: a.x, y: ./c.txt },", "cat ${in.x} ${in.y}"),
     ];
-    let project = Project::with(&format!("steps:\n{}", steps.concat()));
+    // So long that its plan is kept.
+    let padding = "x".repeat(70_000);
+    let project = Project::with(&format!("steps:\n{}# {padding}\n", steps.concat()));
     project.write("c.txt", "1");
     assert_eq!(project.run(&[]), "0 cached, 3 ran");
+    settle();
+    assert_eq!(project.run(&[]), "3 cached, 0 ran");
     lose_objects(&project);
     project.write("c.txt", "2");
     settle();
