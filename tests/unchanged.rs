@@ -188,6 +188,21 @@ fn a_repeated_run_reads_as_any_other_and_asks_as_much_as_it_is_told_to() {
 }
 
 #[test]
+fn a_file_that_is_included_by_two_names_is_watched_by_both() {
+    let project = project();
+    let (text, link) = (project.read("p.yaml"), project.path().join("link.yaml"));
+    project.write("p.yaml", &text.replace("more.yaml", "[more.yaml, link.yaml]"));
+    std::os::unix::fs::symlink("more.yaml", &link).unwrap();
+    settle();
+    assert_eq!(project.run(&[]), "0 cached, 4 ran");
+    assert_eq!(project.run(&[]), "4 cached, 0 ran");
+    fs::remove_file(&link).unwrap();
+    fs::write(&link, "params: [wrong]\n").unwrap();
+    let ran = run(&project);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+}
+
+#[test]
 fn what_is_too_young_proves_nothing() {
     let project = project();
     settle();

@@ -82,7 +82,14 @@ impl Files {
         };
         let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         match (self.state.get(&real), from) {
-            (Some(Progress::Done), _) => return,
+            (Some(Progress::Done), _) => {
+                // By another name it may be another file one day.
+                if !self.read.iter().any(|(known, _)| known == path) {
+                    self.read
+                        .push((path.to_path_buf(), String::from_utf8_lossy(&bytes).into_owned()));
+                }
+                return;
+            }
             (Some(Progress::Reading), Some(span)) => {
                 let message = format!("`{name}` includes itself, directly or through others");
                 problems.push(Problem::new(span, message).hint("remove one of the includes"));
