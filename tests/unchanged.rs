@@ -359,6 +359,9 @@ outputs: { y: { from: 's[7].y', to: out/y } }
     assert_eq!(told, steps(&project), "as if each had been looked up");
     fs::remove_file(index(&project, "memo-")).unwrap();
     assert_eq!(project.run(&[]), "300 cached, 0 ran", "a patch of no memo is none");
+    let patched = fs::read_dir(project.cache().join("index")).unwrap().flatten();
+    let patch = |name: std::ffi::OsString| name.to_str().unwrap().starts_with("patch-");
+    assert!(!patched.map(|item| item.file_name()).any(patch), "it went with the new memo");
 }
 
 #[test]

@@ -30,7 +30,7 @@ use crate::stat::Stamp;
 use crate::sums::Summed;
 use crate::tree::Kind;
 
-pub(crate) const MAGIC: &[u8] = b"pipe memo 2\n";
+pub(crate) const MAGIC: &[u8] = b"pipe memo 3\n";
 /// Directories of entries.
 pub(crate) const SHARDS: usize = 256;
 pub(crate) const STAMP: usize = 40;
@@ -38,6 +38,8 @@ pub(crate) const STAMP: usize = 40;
 pub(crate) const SUM: usize = 32;
 /// Key, stamp, place of the rest.
 pub(crate) const ROW: usize = 32 + STAMP + 4;
+/// Room for what is known of a file, whatever that is: a patch may say something else.
+const ROOM: usize = 1 + STAMP + 32;
 /// So many disposable files of a kind are kept.
 const MOST: usize = 256;
 /// Nobody still writes one that was not touched for so long.
@@ -160,9 +162,9 @@ impl Memo {
         settled
     }
 
-    /// Notes that nothing is known of `pattern`, for whoever asks what has changed.
-    pub fn unproved(&mut self, pattern: &Path) {
-        self.record(pattern, &[&[UNPROVED]]);
+    /// Notes that nothing is known of `path`, a file or a pattern, for whoever asks what has changed.
+    pub fn unproved(&mut self, path: &Path) {
+        self.record(path, &[&[UNPROVED]]);
     }
 
     /// Notes what was found under `pattern` as a whole, by stamps that were all settled.
@@ -195,7 +197,7 @@ impl Memo {
         self.hits.iter().map(|(key, ..)| *key).collect()
     }
 
-    /// Writes all of it under `name`, with `head`, which is the caller's, and the keys in an order
+    /// Writes all of it under `name`, or what differs beside the memo of that name, with `head`, which is the caller's, and the keys in an order
     /// of its own; of what is `carried` from the memo of that name, only what this one does not know
     /// itself.
     ///
@@ -229,10 +231,14 @@ impl Memo {
         Ok(())
     }
 
-    /// Brings files and entries into order, each once.
+    /// Brings files and entries into order, each once. Of a file of which nothing is certain, that.
     fn sort(&mut self) {
         let (mut files, texts) = (std::mem::take(&mut self.files), &self.texts);
-        files.sort_unstable_by(|a, b| a.of(texts).cmp(&b.of(texts)));
+        let place = |file: &FileAt| {
+            let (path, record) = file.of(texts);
+            (path, record[0] != UNPROVED, record)
+        };
+        files.sort_unstable_by(|a, b| place(a).cmp(&place(b)));
         files.dedup_by(|a, b| a.of(texts).0 == b.of(texts).0);
         self.files = files;
         self.hits.sort_unstable_by_key(|(key, ..)| *key);
@@ -317,15 +323,16 @@ impl Memo {
         let all = merged(old, new);
         body.put(all.len() as u32);
         let mut place = 0;
-        for (path, record) in &all {
+        for (path, _) in &all {
             body.put(place as u32);
-            place += 4 + path.len() + record.len();
+            place += 4 + path.len() + ROOM;
         }
         body.put(place as u32);
         for (path, record) in all {
             body.put(path.len() as u32);
             body.extend_from_slice(path);
             body.extend_from_slice(record);
+            body.extend_from_slice(&[0; ROOM][record.len().min(ROOM)..]);
         }
     }
 

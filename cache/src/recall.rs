@@ -278,7 +278,8 @@ impl Recalled {
         let changed = verdicts.filter(|(_, stands)| !**stands);
         let mut paths: Vec<&OsStr> =
             changed.filter_map(|(at, _)| Some(OsStr::from_bytes(self.record(at)?.0))).collect();
-        paths.sort_unstable(); // they are, as they are written
+        // As they are written; whoever searches relies on it.
+        paths.sort_unstable();
         paths
     }
 

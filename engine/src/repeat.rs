@@ -5,7 +5,7 @@
 //! same of the same binary compares all that by `stat`, and where nothing differs, it is known how
 //! it would end. The memo is a copy of what can be found again, and is never the truth: anything
 //! that is not exactly as noted, or younger than a clock can tell, makes the run an ordinary one. Where
-//! only the stamps of directories of entries had gone stale, it is written anew with theirs.
+//! only the stamps of directories of entries had gone stale, theirs are noted beside it.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

@@ -175,6 +175,18 @@ fn what_is_carried_is_as_if_it_were_noted_again() {
 }
 
 #[test]
+fn what_is_not_noted_does_not_stand() {
+    let (_dir, cache, entries) = cache();
+    let mut memo = cache.memo();
+    let (entry, stamp) = cache.lookup_stamped(&entries[0].key).unwrap().unwrap();
+    memo.hit(entry.key, stamp.unwrap(), &Hit::of(&entry));
+    memo.write(&cache, "memo-x", b"", &[entries[0].key, entries[1].key], None).unwrap();
+    let recalled = cache.recall("memo-x").unwrap();
+    assert_eq!((recalled.key(0), recalled.key(1)), (Some(entries[0].key), None));
+    assert_eq!(recalled.entries_stand(), None);
+}
+
+#[test]
 fn nothing_but_the_whole_is_read() {
     let (_dir, cache, entries) = cache();
     noted(&cache, &entries[..2]);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cache::{Cache, Carried, Hit, Key, Memo};
+use rayon::prelude::*;
 
 use super::{Options, Settled};
 use crate::event::Summary;
@@ -16,6 +17,9 @@ use crate::repeat::{self, Earlier, Head};
 
 /// From so many files of the user's on, memory matters more than the time to give it back.
 const MANY: usize = 20_000;
+
+/// So many results one thread reads at a time.
+const PIECE: usize = 512;
 
 /// In place of the key of a step that has none.
 const NONE: Key = Key::from_bytes([0; 32]);
@@ -30,7 +34,7 @@ pub(super) struct Finder {
     /// Of each step of the plan whether it stands as the earlier run found it. Empty where no step is
     /// known to.
     stand: Vec<bool>,
-    /// What the earlier run found of those of them that somebody will ask for, until that is taken.
+    /// What the earlier run found of them, where another step will ask for it, until that is taken.
     hits: Vec<(usize, Key, Hit)>,
 }
 
@@ -96,9 +100,14 @@ impl Finder {
             for step in plan.steps.iter().zip(&stand).filter(|(_, stands)| !**stands) {
                 asked.extend(lookup::needs(step.0));
             }
-            let asked = asked.into_iter().filter(|step| stand[*step]);
-            let hits = asked.map(|at| earlier.recalled.hit_at(at).map(|(key, hit)| (at, key, hit)));
-            if let Some(hits) = hits.collect() {
+            let asked: Vec<usize> = asked.into_iter().filter(|step| stand[*step]).collect();
+            let hit = |at: usize| earlier.recalled.hit_at(at).map(|(key, hit)| (at, key, hit));
+            // A few are read sooner than threads start.
+            let hits: Option<Vec<_>> = match asked.len() < PIECE {
+                true => asked.into_iter().map(hit).collect(),
+                false => asked.into_par_iter().with_min_len(PIECE).map(hit).collect(),
+            };
+            if let Some(hits) = hits {
                 (self.stand, self.hits) = (stand, hits);
             }
         }

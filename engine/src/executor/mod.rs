@@ -1,10 +1,10 @@
 //! The one loop: schedule ↔ cache ↔ workers. Decides nothing that [`crate::schedule`] decides.
 //!
-//! `budget.rs` leaves what would end too late, `found.rs` looks keys up and remembers what was found, `standing.rs` settles what is
-//! as an earlier run found it, `fetch.rs` brings what
-//! steps want of a hub, `launch.rs` brings a granted step to a worker,
-//! `gpus.rs` finds GPUs for it, `settle.rs` takes what came back. Everything observable leaves as an
-//! [`Event`] through one function, in the order in which it happened.
+//! `budget.rs` leaves what would end too late, `found.rs` looks keys up and remembers what was found,
+//! `standing.rs` settles what is as an earlier run found it, `fetch.rs` brings what steps want of a
+//! hub, `launch.rs` brings a granted step to a worker, `gpus.rs` finds GPUs for it, `settle.rs` takes
+//! what came back. Everything observable leaves as an [`Event`] through one function, in the order in
+//! which it happened.
 
 mod budget;
 mod fetch;
@@ -47,6 +47,8 @@ use crate::wire::{Answer, Order};
 const TICK: Duration = Duration::from_millis(40);
 /// How often each of the foreign claims and GPUs is.
 const POLL: Duration = Duration::from_millis(150);
+/// From so many steps on, a run is prepared on two threads.
+const MANY: usize = 1000;
 /// How often leases of other machines are.
 const POLL_REMOTE: Duration = Duration::from_secs(2);
 
@@ -221,10 +223,13 @@ impl<'a> Executor<'a> {
         let committer =
             setting.cache.committer(move |done| drop(durable.send(Heard::Durable(done))));
         let (cache, registry, run) = (setting.cache, setting.registry, setting.run);
-        let (needs, (finder, files)) = rayon::join(
-            || needs(plan, &steps, registry, options),
-            || standing::find(plan, &steps, cache, options, run),
-        );
+        let needs = || needs(plan, &steps, registry, options);
+        let find = || standing::find(plan, &steps, cache, options, run);
+        // To start threads takes longer than a few steps do.
+        let (needs, (finder, files)) = match steps.len() < MANY {
+            true => (needs(), find()),
+            false => rayon::join(needs, find),
+        };
         Ok(Executor {
             schedule: Schedule::new(&needs, pool, options.keep_going),
             files,

@@ -19,6 +19,8 @@ use super::{Output, Place, Plan, Port, Resources, Source, Step, Use};
 const MAGIC: &[u8] = b"pipe plan 5\n";
 /// Steps in a piece.
 const PIECE: usize = 1024;
+/// Parts of a table that are held to be shared.
+const LATELY: usize = 64;
 
 /// The plan as bytes.
 pub fn render(plan: &Plan) -> Vec<u8> {
@@ -252,7 +254,7 @@ struct Tables<'a> {
 
 /// What was made of the parts of a table lately, to be shared by all that name them. Each piece has
 /// its own: threads that count who shares one and the same part would hold each other up.
-struct Lately<T>([Option<(usize, T)>; 16]);
+struct Lately<T>([Option<(usize, T)>; LATELY]);
 
 impl<T> Default for Lately<T> {
     fn default() -> Lately<T> {
@@ -262,12 +264,12 @@ impl<T> Default for Lately<T> {
 
 impl<T: Clone> Lately<T> {
     fn known(&self, at: usize) -> Option<T> {
-        let (of, made) = self.0[at % 16].as_ref()?;
+        let (of, made) = self.0[at % LATELY].as_ref()?;
         (*of == at).then(|| made.clone())
     }
 
     fn keep(&mut self, at: usize, made: T) -> T {
-        self.0[at % 16].insert((at, made)).1.clone()
+        self.0[at % LATELY].insert((at, made)).1.clone()
     }
 }
 

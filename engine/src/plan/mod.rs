@@ -11,7 +11,7 @@ pub(crate) mod inputs;
 pub mod kept;
 mod matrix;
 mod order;
-mod outputs;
+pub(crate) mod outputs;
 mod params;
 pub mod reference;
 mod select;

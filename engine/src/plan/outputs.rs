@@ -86,7 +86,7 @@ fn output(world: &World<'_>, key: &Key, node: &Node, problems: &mut Problems) ->
 }
 
 /// The path with `..` undone by name, to tell whether two mean the same.
-fn plain(path: &Path) -> PathBuf {
+pub(crate) fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
         match part {

@@ -2,13 +2,14 @@
 //!
 //! Knows the outer shape of a file (`name`, `include`, `params`, …), not what a step is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::source::{Problem, Problems, Source, Sources, Span};
 use super::yaml::{self, Node, Value};
 use crate::diagnostic::suggest;
 use crate::plan::inputs::absolute;
+use crate::plan::outputs::plain;
 
 /// What may stand at the top of a file.
 pub const TOP: [&str; 7] =
@@ -22,6 +23,8 @@ pub struct Files {
     /// Their paths and texts, in the order read.
     pub read: Vec<(PathBuf, String)>,
     state: HashMap<PathBuf, Progress>,
+    /// Further names of files that were read, by way of links.
+    links: HashSet<PathBuf>,
     broken: bool,
 }
 
@@ -83,10 +86,10 @@ impl Files {
         let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         match (self.state.get(&real), from) {
             (Some(Progress::Done), _) => {
-                // By another name it may be another file one day.
-                if !self.read.iter().any(|(known, _)| known == path) {
-                    self.read
-                        .push((path.to_path_buf(), String::from_utf8_lossy(&bytes).into_owned()));
+                // By way of a link it may be another file one day.
+                if plain(path) != real && self.links.insert(path.to_path_buf()) {
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    self.read.push((path.to_path_buf(), text));
                 }
                 return;
             }

@@ -87,3 +87,27 @@ fn nothing_but_the_whole_is_read() {
         assert!(parse(&bytes).is_none(), "flip at {at}");
     }
 }
+
+#[test]
+fn steps_of_many_kinds_in_turn_come_back_in_their_order() {
+    let [_, like, _] = &plan().steps[..] else { panic!("there are three") };
+    let step = |n: usize| {
+        let (kind, of) = (n % 7, n % 150);
+        let file = format!("{}.yaml", n % 90);
+        let place = Place { file: file.as_str().into(), line: n, column: kind };
+        Step {
+            name: format!("s[{n}]"),
+            group: format!("g{of}").into(),
+            stage: format!("t{kind}").into(),
+            params: json!({ "of": of }).into(),
+            ports: vec![(format!("p{kind}"), false, format!("{of}.txt"))].into(),
+            retries: kind as u32,
+            origins: BTreeMap::from([(format!("o{kind}"), place.clone())]).into(),
+            place,
+            ..like.clone()
+        }
+    };
+    let long = Plan { steps: (0..2500).map(step).collect(), ..plan() };
+    let text = |plan: &Plan| serde_json::to_string(plan).unwrap();
+    assert!(text(&parse(&render(&long)).unwrap()) == text(&long));
+}
