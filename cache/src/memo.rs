@@ -197,9 +197,9 @@ impl Memo {
         self.hits.iter().map(|(key, ..)| *key).collect()
     }
 
-    /// Writes all of it under `name`, or what differs beside the memo of that name, with `head`, which is the caller's, and the keys in an order
-    /// of its own; of what is `carried` from the memo of that name, only what this one does not know
-    /// itself.
+    /// Writes all of it under `name`, or what differs beside the memo of that name, with `head`, which
+    /// is the caller's, and the keys in an order of its own; of what is `carried` from the memo of that
+    /// name, only what this one does not know itself.
     ///
     /// # Errors
     /// When it cannot be written; then what was there is there.

@@ -283,8 +283,8 @@ impl Recalled {
         paths
     }
 
-    /// Whether every entry is noted, there, and what it was. If so, how many were looked at one by one, since
-    /// nothing was noted of their directories or something else in there has changed.
+    /// Whether every entry is noted, there, and what it was. If so, how many were looked at one by one,
+    /// since nothing was noted of their directories or something else in there has changed.
     pub fn entries_stand(&self) -> Option<usize> {
         if !(0..self.len()).all(|at| self.row(at).is_some()) {
             return None;
